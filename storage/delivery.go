@@ -1,0 +1,163 @@
+package storage
+
+import (
+	"encoding/binary"
+	"fmt"
+)
+
+// SessionID names a persistent session in the store. 0 is no session.
+type SessionID int64
+
+// NeverExpires is the Session Expiry Interval of a session that never ends
+// by itself (3.1.2.11.2).
+const NeverExpires = 0xFFFFFFFF
+
+// Session is the durable row of a persistent session.
+type Session struct {
+	ID       SessionID
+	ClientID string
+	Expiry   uint32 // Session Expiry Interval, seconds
+	Protocol byte   // 3, 4 or 5
+	Created  int64  // Unix milliseconds
+	Ceiling  uint64 // sequence numbers below it may have been used
+	Progress Progress
+}
+
+// Progress says how far a session's client has come. Sequence numbers below
+// Cursor are finished; Finished are those above it that are finished out of
+// order; Released are QoS 2 deliveries whose PUBREC has come and whose PUBCOMP
+// has not. Both lists ascend.
+type Progress struct {
+	Cursor   uint64
+	Finished []uint64
+	Released []uint64
+}
+
+// Subscription is one durable subscription.
+type Subscription struct {
+	Session    SessionID
+	Filter     string // with $share/group/ where shared
+	Options    byte   // subscription options, MQTT 5 3.8.3.1
+	Identifier uint32 // 0 = none
+}
+
+// Inbound is a QoS 2 packet identifier that a client has sent and not yet
+// released.
+type Inbound struct {
+	Session  SessionID
+	PacketID uint16
+}
+
+// Will is the stored will of a client.
+type Will struct {
+	ClientID string
+	Delay    uint32 // Will Delay Interval, seconds
+	Message  *Message
+}
+
+// StoredSegment is a segment row.
+type StoredSegment struct {
+	ID   int64
+	Body []byte
+}
+
+// Image is everything durable, as a start finds it.
+type Image struct {
+	Sessions      []Session
+	Subscriptions []Subscription
+	Inbound       []Inbound
+	Wills         []Will
+	Retained      []*Message
+	Segments      []StoredSegment // ascending by ID
+}
+
+// ClaimRecord is what a segment keeps of one session's claim on a message.
+type ClaimRecord struct {
+	Session     SessionID
+	Seq         uint64
+	QoS         byte // of the delivery, 1 or 2
+	Retain      bool // RETAIN flag of the delivery
+	Identifiers []uint32
+}
+
+// Record is one message of a segment with the sessions it is for.
+type Record struct {
+	Message *Message
+	Claims  []ClaimRecord
+}
+
+func appendClaim(buf []byte, c ClaimRecord) []byte {
+	flags := c.QoS & packedQoS
+	if c.Retain {
+		flags |= packedRetain
+	}
+	buf = append(buf, flags)
+	buf = binary.AppendUvarint(buf, uint64(c.Session))
+	buf = binary.AppendUvarint(buf, c.Seq)
+	buf = binary.AppendUvarint(buf, uint64(len(c.Identifiers)))
+	for _, id := range c.Identifiers {
+		buf = binary.AppendUvarint(buf, uint64(id))
+	}
+	return buf
+}
+
+func (u *unpacker) claim() ClaimRecord {
+	flags := u.byte()
+	c := ClaimRecord{QoS: flags & packedQoS, Retain: flags&packedRetain != 0}
+	c.Session = SessionID(u.uvarint())
+	c.Seq = u.uvarint()
+	for range u.count() {
+		c.Identifiers = append(c.Identifiers, uint32(u.uvarint()))
+	}
+	return c
+}
+
+// DecodeSegment calls visit for every record of a segment's body, in the
+// order in which they were stored. Messages share the body's memory. It
+// returns an error when the body is torn; records before the tear were
+// visited.
+func DecodeSegment(body []byte, visit func(Record)) error {
+	u := unpacker{buf: body}
+	for len(u.buf) > 0 {
+		r := Record{Message: u.message()}
+		n := u.count()
+		r.Claims = make([]ClaimRecord, 0, n)
+		for range n {
+			r.Claims = append(r.Claims, u.claim())
+		}
+		if u.err != nil {
+			return fmt.Errorf("decode segment: %w", u.err)
+		}
+		visit(r)
+	}
+	return nil
+}
+
+func appendProgress(buf []byte, p Progress) []byte {
+	buf = binary.AppendUvarint(buf, p.Cursor)
+	for _, list := range [][]uint64{p.Finished, p.Released} {
+		buf = binary.AppendUvarint(buf, uint64(len(list)))
+		last := uint64(0)
+		for _, seq := range list {
+			buf = binary.AppendUvarint(buf, seq-last)
+			last = seq
+		}
+	}
+	return buf
+}
+
+func decodeProgress(b []byte) (Progress, error) {
+	u := unpacker{buf: b}
+	p := Progress{Cursor: u.uvarint()}
+	for _, list := range []*[]uint64{&p.Finished, &p.Released} {
+		last := uint64(0)
+		for range u.count() {
+			last += u.uvarint()
+			*list = append(*list, last)
+		}
+	}
+	if u.err != nil {
+		return Progress{}, fmt.Errorf("decode progress: %w", u.err)
+	}
+	return p, nil
+}

@@ -1,0 +1,734 @@
+package storage
+
+import (
+	"context"
+	"errors"
+	"log/slog"
+	"sync"
+	"sync/atomic"
+	"time"
+)
+
+// Store is what the Journal writes to and restores from: SQLite in the
+// product, memory in the model checker.
+type Store interface {
+	// Begin opens a transaction. After a failed transaction the store starts
+	// the next one on a fresh connection.
+	Begin() (Tx, error)
+	// Load reads everything durable.
+	Load() (*Image, error)
+	Close() error
+}
+
+// Tx is one transaction of the Journal. Each method may fail; the caller then
+// rolls back. Commit returns nil only when all of it is durable.
+type Tx interface {
+	PutSession(Session) error
+	DeleteSession(SessionID) error // with its subscriptions and inbound identifiers
+	PutSubscription(Subscription) error
+	DeleteSubscription(id SessionID, filter string) error
+	PutProgress(SessionID, Progress) error
+	PutCeiling(SessionID, uint64) error
+	PutInbound(Inbound) error
+	DeleteInbound(Inbound) error
+	PutSegment(StoredSegment) error
+	DeleteSegment(id int64) error
+	PutRetained(*Message) error
+	DeleteRetained(topic string) error
+	PutWill(Will) error
+	DeleteWill(clientID string) error
+	Commit() error
+	Rollback() error
+}
+
+// State is what the Journal reads at commit time: values that are written by
+// state (the newest counts), not by event.
+type State interface {
+	// Progress returns how far a session has come; ok is false when the
+	// session is gone.
+	Progress(SessionID) (p Progress, ok bool)
+	// ProgressStored tells that what Progress returned last is durable.
+	ProgressStored(SessionID)
+	// Retained returns the retained message of a topic, nil if there is none.
+	Retained(topic string) *Message
+	// Flush is called when all who waited for a group have been told.
+	Flush()
+}
+
+// Claim is one persistent session's claim on a message.
+type Claim interface {
+	// Record returns what must be kept of the claim. It returns false when the
+	// subscriber has acknowledged meanwhile and nothing must be kept: the
+	// write is elided.
+	Record() (ClaimRecord, bool)
+	// Stored tells that the claim is durable in a segment. The receiver calls
+	// the segment's Release once when it no longer needs the record.
+	Stored(*Segment)
+}
+
+// Waiter is told when its operation is durable. The Journal calls it while it
+// commits: it may take any lock of the caller's and add operations, but must
+// not call Commit or Flush.
+type Waiter interface{ Committed() }
+
+// WaiterFunc is a function as a Waiter.
+type WaiterFunc func()
+
+// Committed implements Waiter.
+func (f WaiterFunc) Committed() { f() }
+
+// Publication is everything that one received PUBLISH makes durable. It is
+// committed whole or not at all: a QoS 2 identifier without its message would
+// lose the message, the message without the identifier would double it.
+type Publication struct {
+	Message *Message
+	Claims  []Claim
+	Retain  bool    // the topic's retained message changed and must be durable
+	Inbound Inbound // QoS 2 identifier; zero Session: none
+	Done    Waiter  // told when Retain and Inbound are durable; nil where neither is set
+}
+
+// Segment is a durable group of records. A segment that nobody needs any
+// more is deleted with one of the next commits.
+type Segment struct {
+	id      int64
+	live    atomic.Int64
+	journal *Journal
+}
+
+// Release gives up one claim on the segment.
+func (s *Segment) Release() {
+	if s.live.Add(-1) == 0 {
+		s.journal.drop(s.id)
+	}
+}
+
+// Histogram counts observations in buckets. Counts has one element more than
+// Bounds, for what lies above the last bound; it is not cumulative.
+type Histogram struct {
+	Bounds []float64
+	Counts []uint64
+	Sum    float64
+}
+
+func (h *Histogram) observe(v float64) {
+	i := 0
+	for i < len(h.Bounds) && v > h.Bounds[i] {
+		i++
+	}
+	h.Counts[i]++
+	h.Sum += v
+}
+
+func (h Histogram) clone() Histogram {
+	h.Counts = append([]uint64(nil), h.Counts...)
+	return h
+}
+
+// JournalStats is a snapshot of the Journal's counters since the start.
+type JournalStats struct {
+	Commits       uint64        // transactions that became durable
+	Failures      uint64        // transactions that failed and were tried again
+	Records       uint64        // messages written
+	Elided        uint64        // claims that were acknowledged before they had to be written
+	BytesWritten  uint64        // bytes of rows handed to the store, before its own overhead
+	CommitSeconds Histogram     // duration of a transaction
+	GroupSize     Histogram     // operations per transaction
+	Writing       time.Duration // how long the transaction that runs has taken; 0 when none runs
+	Failing       string        // why the last transaction failed; empty when it did not
+}
+
+// lazyDelay is how long cursors and segment deletions may wait for a commit
+// that happens anyway. Losing them costs a redelivery at QoS 1, nothing else.
+const lazyDelay = time.Second
+
+// segmentBytes bounds a segment's body, so that what one slow session pins and
+// what a restart has to unpack at once stay small.
+const segmentBytes = 256 << 10
+
+// operation is one entry of the journal's queue: a publication or a change.
+type operation struct {
+	pub    *Publication
+	change func(Tx) error
+	done   Waiter
+}
+
+// Journal gathers operations and commits them in groups: one transaction, one
+// fsync. While one commit runs the next group gathers. Operations are
+// committed in the order in which they were added; those of one publication
+// together. All methods are safe for concurrent use, and none but Flush and
+// Run waits for the store.
+type Journal struct {
+	store       Store
+	log         *slog.Logger
+	state       State
+	commitDelay time.Duration
+	retainFlush time.Duration
+
+	commitMu sync.Mutex // held while a group is written; guards group, nextSeg, body
+	group    group      // the group that is being written; kept and tried again when that fails
+	nextSeg  int64
+	body     []byte
+
+	pruneMu sync.Mutex // held while pending is pruned or taken; before mu and sessions' locks
+	pruneAt int        // length of pending that is worth pruning
+
+	mu       sync.Mutex
+	pending  []operation
+	progress map[SessionID]struct{} // cursors that moved
+	urgent   []Waiter               // told when the progress marked so far is durable
+	lazy     map[string]time.Time   // topics with a QoS 0 retained message to write, and when
+	drops    []int64                // segments nobody needs
+	due      time.Time              // when the next commit must start; zero: nothing to do
+	stats    JournalStats
+	writing  time.Time // when the transaction that runs was begun
+
+	wake chan struct{} // capacity 1: due moved forward
+}
+
+// group is what one transaction writes.
+type group struct {
+	ops      []operation
+	progress map[SessionID]struct{}
+	urgent   []Waiter
+	retained map[string]struct{}
+	drops    []int64
+	stored   []stored
+	size     int
+}
+
+type stored struct {
+	claim   Claim
+	seg     *Segment
+	session SessionID
+}
+
+// NewJournal returns a Journal over store. Load must be called before the
+// first operation, Attach before the first commit.
+func NewJournal(store Store, cfg Config, log *slog.Logger) *Journal {
+	return &Journal{
+		store:       store,
+		log:         log,
+		commitDelay: cfg.CommitDelay.D(),
+		retainFlush: cfg.RetainFlush.D(),
+		progress:    make(map[SessionID]struct{}),
+		lazy:        make(map[string]time.Time),
+		wake:        make(chan struct{}, 1),
+		stats: JournalStats{
+			CommitSeconds: Histogram{Bounds: []float64{.0005, .001, .002, .005, .01, .02, .05, .1, .2, .5, 1, 5}, Counts: make([]uint64, 13)},
+			GroupSize:     Histogram{Bounds: []float64{1, 2, 5, 10, 20, 50, 100, 200, 500, 1000, 5000}, Counts: make([]uint64, 12)},
+		},
+	}
+}
+
+// Attach sets where the Journal reads state from at commit time.
+func (j *Journal) Attach(s State) { j.state = s }
+
+// Load reads everything durable and returns it, with a Segment for each
+// stored one in the same order. The caller calls Keep for each of them.
+func (j *Journal) Load() (*Image, []*Segment, error) {
+	img, err := j.store.Load()
+	if err != nil {
+		return nil, nil, err
+	}
+	segs := make([]*Segment, len(img.Segments))
+	for i, s := range img.Segments {
+		segs[i] = &Segment{id: s.ID, journal: j}
+		j.nextSeg = max(j.nextSeg, s.ID)
+	}
+	return img, segs, nil
+}
+
+// Close gives the store's connection up. Run must have returned.
+func (j *Journal) Close() error { return j.store.Close() }
+
+// Keep sets how many claims on a restored segment are still needed.
+func (s *Segment) Keep(claims int) {
+	if claims == 0 {
+		s.journal.drop(s.id)
+		return
+	}
+	s.live.Store(int64(claims))
+}
+
+// Publish adds what one PUBLISH makes durable. The caller holds no lock that a
+// Claim takes.
+func (j *Journal) Publish(p *Publication) {
+	j.mu.Lock()
+	j.pending = append(j.pending, operation{pub: p})
+	j.schedule(j.commitDelay)
+	many := len(j.pending) >= pruneMin
+	j.mu.Unlock()
+	if many {
+		j.prune()
+	}
+}
+
+// pruneMin is how many pending operations are worth a look whether they are
+// still needed.
+const pruneMin = 4096
+
+// prune forgets publications that nobody needs any more. While commits fail,
+// subscribers that are online go on acknowledging, and their publishers go on
+// publishing: what they have done must not pile up.
+func (j *Journal) prune() {
+	if !j.pruneMu.TryLock() {
+		return // somebody is at it
+	}
+	defer j.pruneMu.Unlock()
+	j.mu.Lock()
+	if len(j.pending) < max(j.pruneAt, pruneMin) {
+		j.mu.Unlock()
+		return
+	}
+	ops := j.pending
+	j.pending = nil
+	j.mu.Unlock()
+
+	elided := 0
+	kept := ops[:0]
+	for _, op := range ops {
+		if n, needed := op.needed(); needed {
+			kept = append(kept, op)
+		} else {
+			elided += n
+		}
+	}
+	clear(ops[len(kept):])
+	j.mu.Lock()
+	j.pending = append(kept, j.pending...)
+	j.pruneAt = 2 * len(j.pending)
+	j.stats.Elided += uint64(elided)
+	j.mu.Unlock()
+}
+
+// needed reports whether anything of the operation must be written; if not,
+// how many claims are elided with it.
+func (op operation) needed() (claims int, needed bool) {
+	p := op.pub
+	if p == nil || p.Retain || p.Inbound.Session != 0 {
+		return 0, true
+	}
+	for _, c := range p.Claims {
+		if _, needed := c.Record(); needed {
+			return 0, true
+		}
+	}
+	return len(p.Claims), false
+}
+
+// Change adds a change of rows; done (which may be nil) is told when it is
+// durable. change may be called more than once, when a transaction fails.
+func (j *Journal) Change(change func(Tx) error, done Waiter) {
+	j.mu.Lock()
+	j.pending = append(j.pending, operation{change: change, done: done})
+	j.schedule(j.commitDelay)
+	j.mu.Unlock()
+}
+
+// MarkProgress has the session's progress written with the next commit, lazily
+// if done is nil.
+func (j *Journal) MarkProgress(id SessionID, done Waiter) {
+	j.mu.Lock()
+	j.progress[id] = struct{}{}
+	if done != nil {
+		j.urgent = append(j.urgent, done)
+		j.schedule(j.commitDelay)
+	} else {
+		j.schedule(lazyDelay)
+	}
+	j.mu.Unlock()
+}
+
+// MarkRetained has the retained message of a topic written within the retain
+// flush interval. Later changes of the same topic cost nothing.
+func (j *Journal) MarkRetained(topic string) {
+	j.mu.Lock()
+	if _, ok := j.lazy[topic]; !ok {
+		j.lazy[topic] = time.Now().Add(j.retainFlush)
+		j.schedule(j.retainFlush)
+	}
+	j.mu.Unlock()
+}
+
+func (j *Journal) drop(segment int64) {
+	j.mu.Lock()
+	j.drops = append(j.drops, segment)
+	j.schedule(lazyDelay)
+	j.mu.Unlock()
+}
+
+// schedule makes the next commit start within d. j.mu is held.
+func (j *Journal) schedule(d time.Duration) {
+	due := time.Now().Add(d)
+	if !j.due.IsZero() && !due.Before(j.due) {
+		return
+	}
+	j.due = due
+	select {
+	case j.wake <- struct{}{}:
+	default:
+	}
+}
+
+// Pending returns how many operations wait for a commit, and whether there is
+// anything at all to write, be it a group that failed. It waits for a commit
+// that runs.
+func (j *Journal) Pending() (operations int, any bool) {
+	j.commitMu.Lock()
+	defer j.commitMu.Unlock()
+	j.mu.Lock()
+	defer j.mu.Unlock()
+	return len(j.pending) + len(j.group.ops), !j.due.IsZero() || !j.group.empty()
+}
+
+// Stats returns a snapshot of the counters.
+func (j *Journal) Stats() JournalStats {
+	j.mu.Lock()
+	defer j.mu.Unlock()
+	s := j.stats
+	if !j.writing.IsZero() {
+		s.Writing = time.Since(j.writing)
+	}
+	s.CommitSeconds = s.CommitSeconds.clone()
+	s.GroupSize = s.GroupSize.clone()
+	return s
+}
+
+// Run commits groups as they become due, until ctx ends. A commit that fails
+// is tried again, the same group, until it succeeds: acknowledgements wait
+// meanwhile. It does not write what is pending when ctx ends; Flush does.
+func (j *Journal) Run(ctx context.Context) error {
+	timer := time.NewTimer(time.Hour)
+	defer timer.Stop()
+	var retry time.Duration
+	for {
+		wait := time.Hour
+		j.mu.Lock()
+		if !j.due.IsZero() {
+			wait = time.Until(j.due)
+		}
+		j.mu.Unlock()
+		if retry > 0 {
+			wait = retry
+		}
+		timer.Reset(wait)
+		select {
+		case <-ctx.Done():
+			return nil
+		case <-j.wake:
+			if retry == 0 {
+				continue
+			}
+			select { // a failing store is not asked more often because of new work
+			case <-ctx.Done():
+				return nil
+			case <-timer.C:
+			}
+		case <-timer.C:
+		}
+		if err := j.Commit(); err != nil {
+			retry = min(max(2*retry, 50*time.Millisecond), time.Second)
+			continue
+		}
+		retry = 0
+	}
+}
+
+// Flush commits everything that is pending, also what could wait, trying again
+// until ctx ends.
+func (j *Journal) Flush(ctx context.Context) error {
+	for {
+		j.mu.Lock()
+		for topic := range j.lazy {
+			j.lazy[topic] = time.Time{}
+		}
+		idle := len(j.lazy) == 0
+		j.mu.Unlock()
+		if _, any := j.Pending(); idle && !any {
+			return nil
+		}
+		if err := j.Commit(); err != nil {
+			select {
+			case <-ctx.Done():
+				return errors.Join(ctx.Err(), err)
+			case <-time.After(50 * time.Millisecond):
+			}
+		}
+	}
+}
+
+func (g *group) empty() bool {
+	return len(g.ops) == 0 && len(g.progress) == 0 && len(g.urgent) == 0 && len(g.drops) == 0 && len(g.retained) == 0
+}
+
+// Commit writes what is pending as one group now, due or not, and tells those
+// who wait. After an error the group is kept, and the next Commit tries it
+// again, alone. Where everything in the group is elided, nothing is written.
+func (j *Journal) Commit() error {
+	j.commitMu.Lock()
+	defer j.commitMu.Unlock()
+	if j.group.empty() {
+		j.take()
+	}
+	start := time.Now()
+	j.mu.Lock()
+	j.writing = start
+	j.mu.Unlock()
+	wrote, err := j.write()
+	j.mu.Lock()
+	j.writing = time.Time{}
+	if err != nil {
+		if j.stats.Failing == "" {
+			j.log.Error("journal commit failed, acknowledgements wait", "err", err, "operations", len(j.group.ops))
+		}
+		j.stats.Failing = err.Error()
+		j.stats.Failures++
+		j.mu.Unlock()
+		return err
+	}
+	if j.stats.Failing != "" { // written, or nothing is left that anybody waits for
+		j.log.Info("journal commits again")
+		j.stats.Failing = ""
+	}
+	if wrote {
+		j.stats.Commits++
+		j.stats.CommitSeconds.observe(time.Since(start).Seconds())
+		j.stats.GroupSize.observe(float64(j.group.size))
+	}
+	j.mu.Unlock()
+	j.tell()
+	return nil
+}
+
+// take moves what is pending into the group. j.commitMu is held.
+func (j *Journal) take() {
+	g := &j.group
+	j.pruneMu.Lock()
+	defer j.pruneMu.Unlock()
+	j.mu.Lock()
+	defer j.mu.Unlock()
+	if cap(g.ops) > 16*pruneMin {
+		g.ops = nil // of a burst
+	}
+	g.ops, j.pending = j.pending, g.ops[:0]
+	j.pruneAt = 0
+	g.urgent, j.urgent = j.urgent, g.urgent[:0]
+	g.drops, j.drops = j.drops, g.drops[:0]
+	g.progress, j.progress = j.progress, make(map[SessionID]struct{})
+	g.retained = nil
+	now := time.Now()
+	var next time.Time
+	for topic, at := range j.lazy {
+		if at.After(now) {
+			if next.IsZero() || at.Before(next) {
+				next = at
+			}
+			continue
+		}
+		g.retain(topic)
+		delete(j.lazy, topic)
+	}
+	j.due = next
+}
+
+func (g *group) retain(topic string) {
+	if g.retained == nil {
+		g.retained = make(map[string]struct{})
+	}
+	g.retained[topic] = struct{}{}
+}
+
+// write writes the group in one transaction. It begins one only when there is
+// something to write. j.commitMu is held.
+func (j *Journal) write() (wrote bool, err error) {
+	g := &j.group
+	g.stored = g.stored[:0]
+	var tx Tx
+	begin := func() error {
+		if tx != nil {
+			return nil
+		}
+		tx, err = j.store.Begin()
+		return err
+	}
+	fail := func(err error) (bool, error) {
+		if tx != nil {
+			_ = tx.Rollback() // the store starts afresh in any case
+		}
+		return false, err
+	}
+
+	var records, elided, size, sealed int
+	var seg *Segment
+	body := j.body[:0]
+	seal := func() error {
+		if seg == nil {
+			return nil
+		}
+		seg.live.Store(int64(len(g.stored) - sealed))
+		sealed = len(g.stored)
+		size += len(body)
+		if err := tx.PutSegment(StoredSegment{ID: seg.id, Body: body}); err != nil {
+			return err
+		}
+		seg, body = nil, body[:0]
+		return nil
+	}
+
+	g.size = len(g.urgent)
+	for _, op := range g.ops {
+		if op.change != nil {
+			if err := begin(); err != nil {
+				return fail(err)
+			}
+			if err := op.change(tx); err != nil {
+				return fail(err)
+			}
+			g.size++
+			continue
+		}
+		p := op.pub
+		mark, claims := len(body), 0
+		for _, c := range p.Claims {
+			rec, needed := c.Record()
+			if !needed {
+				elided++
+				continue
+			}
+			if claims == 0 {
+				if err := begin(); err != nil {
+					return fail(err)
+				}
+				if seg == nil {
+					j.nextSeg++
+					seg = &Segment{id: j.nextSeg, journal: j}
+				}
+				body = appendMessage(body, p.Message)
+				body = append(body, 0, 0, 0) // room for the number of claims, always three bytes
+				mark = len(body)
+			}
+			claims++
+			body = appendClaim(body, rec)
+			g.stored = append(g.stored, stored{c, seg, rec.Session})
+		}
+		if claims > 0 {
+			putCount(body[mark-3:], claims)
+			records++
+			g.size++
+			if len(body) >= segmentBytes {
+				if err := seal(); err != nil {
+					return fail(err)
+				}
+			}
+		}
+		if p.Inbound.Session != 0 {
+			if err := begin(); err != nil {
+				return fail(err)
+			}
+			if err := tx.PutInbound(p.Inbound); err != nil {
+				return fail(err)
+			}
+			g.size++
+		}
+		if p.Retain {
+			g.retain(p.Message.Topic)
+			g.size++
+		}
+	}
+	if err := seal(); err != nil {
+		return fail(err)
+	}
+	j.body = body[:0]
+
+	for topic := range g.retained {
+		if err := begin(); err != nil {
+			return fail(err)
+		}
+		if m := j.state.Retained(topic); m != nil {
+			size += m.Size()
+			err = tx.PutRetained(m)
+		} else {
+			err = tx.DeleteRetained(topic)
+		}
+		if err != nil {
+			return fail(err)
+		}
+	}
+	for id := range g.progress {
+		p, ok := j.state.Progress(id)
+		if !ok {
+			continue
+		}
+		if err := begin(); err != nil {
+			return fail(err)
+		}
+		if err := tx.PutProgress(id, p); err != nil {
+			return fail(err)
+		}
+	}
+	for _, id := range g.drops {
+		if err := begin(); err != nil {
+			return fail(err)
+		}
+		if err := tx.DeleteSegment(id); err != nil {
+			return fail(err)
+		}
+	}
+	if tx != nil {
+		// The fate of a commit that fails is unknown: the next try takes new
+		// segment ids, and a restart that finds a claim twice keeps the first.
+		// What is acknowledged until then is elided, so its progress must be
+		// written for the records that may be there.
+		if err := tx.Commit(); err != nil {
+			for _, s := range g.stored {
+				g.progress[s.session] = struct{}{}
+			}
+			return false, err
+		}
+	}
+
+	j.mu.Lock()
+	j.stats.Records += uint64(records)
+	j.stats.Elided += uint64(elided)
+	j.stats.BytesWritten += uint64(size)
+	j.mu.Unlock()
+	return tx != nil, nil
+}
+
+// putCount writes n as a uvarint of exactly three bytes.
+func putCount(b []byte, n int) {
+	b[0] = byte(n) | 0x80
+	b[1] = byte(n>>7) | 0x80
+	b[2] = byte(n>>14) & 0x7F
+}
+
+// tell calls everybody who waited for the group, in the order of the
+// operations, and empties it. j.commitMu is held.
+func (j *Journal) tell() {
+	g := &j.group
+	for _, s := range g.stored {
+		s.claim.Stored(s.seg)
+	}
+	for _, op := range g.ops {
+		switch {
+		case op.pub != nil && op.pub.Done != nil:
+			op.pub.Done.Committed()
+		case op.done != nil:
+			op.done.Committed()
+		}
+	}
+	for id := range g.progress {
+		j.state.ProgressStored(id)
+	}
+	for _, w := range g.urgent {
+		w.Committed()
+	}
+	j.state.Flush()
+	clear(g.ops)
+	clear(g.urgent)
+	clear(g.stored)
+	g.ops, g.urgent, g.stored = g.ops[:0], g.urgent[:0], g.stored[:0]
+	g.drops = g.drops[:0]
+	g.progress, g.retained = nil, nil
+}

@@ -1,0 +1,306 @@
+package storage
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"reflect"
+	"testing"
+)
+
+// testState is a State without sessions and retained messages.
+type testState struct{ progress map[SessionID]Progress }
+
+func (s testState) Progress(id SessionID) (Progress, bool) { p, ok := s.progress[id]; return p, ok }
+func (s testState) ProgressStored(SessionID)               {}
+func (s testState) Retained(string) *Message               { return nil }
+func (s testState) Flush()                                 {}
+
+// testClaim is a Claim that tells what became of it.
+type testClaim struct {
+	ClaimRecord
+	acked bool
+	seg   *Segment
+}
+
+func (c *testClaim) Record() (ClaimRecord, bool) { return c.ClaimRecord, !c.acked }
+func (c *testClaim) Stored(s *Segment)           { c.seg = s }
+
+// openStore opens a database, and a Store on it.
+func openStore(t *testing.T) (*DB, *sqliteStore) {
+	t.Helper()
+	cfg := DefaultConfig()
+	cfg.Dir = t.TempDir()
+	db, err := Open(context.Background(), cfg, slog.New(slog.DiscardHandler))
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { db.Close() })
+	lock, err := lockDir(cfg.Dir)
+	if err != nil {
+		t.Fatal(err)
+	}
+	s := &sqliteStore{db: db, lock: lock}
+	t.Cleanup(func() { s.Close() })
+	return db, s
+}
+
+func newTestJournal(t *testing.T, store Store, state State) *Journal {
+	t.Helper()
+	j := NewJournal(store, DefaultConfig(), slog.New(slog.DiscardHandler))
+	if _, _, err := j.Load(); err != nil {
+		t.Fatal(err)
+	}
+	j.Attach(state)
+	return j
+}
+
+// Everything that the Journal writes comes back from SQLite as it was.
+func TestStoreRoundTrip(t *testing.T) {
+	_, store := openStore(t)
+	tx, err := store.Begin()
+	if err != nil {
+		t.Fatal(err)
+	}
+	m := &Message{Topic: "a/ü", Payload: []byte{}, Properties: []byte{1, 1}, Expires: 1 << 41, QoS: 2, Retain: true}
+	want := &Image{
+		Sessions: []Session{{ID: 7, ClientID: "c", Expiry: NeverExpires, Protocol: 5, Created: 3, Ceiling: 16384,
+			Progress: Progress{Cursor: 1 << 40, Finished: []uint64{1<<40 + 2, 1<<40 + 9}, Released: []uint64{1<<40 + 3}}}},
+		Subscriptions: []Subscription{{Session: 7, Filter: "$share/g/a/#", Options: 0x2E, Identifier: 268435455}},
+		Inbound:       []Inbound{{Session: 7, PacketID: 65535}},
+		Wills:         []Will{{ClientID: "c", Delay: 9, Message: m}},
+		Retained:      []*Message{m},
+		Segments:      []StoredSegment{{ID: 4, Body: []byte{1, 2, 3}}},
+	}
+	s := want.Sessions[0]
+	for _, err := range []error{
+		tx.PutSession(Session{ID: 7, ClientID: "c", Created: 3, Ceiling: 5}), tx.PutSession(s), tx.PutProgress(7, s.Progress),
+		tx.PutCeiling(7, 16384), tx.PutCeiling(7, 1), // a ceiling never goes down
+		tx.PutSubscription(want.Subscriptions[0]), tx.PutSubscription(Subscription{Session: 7, Filter: "b"}), tx.DeleteSubscription(7, "b"),
+		tx.PutInbound(want.Inbound[0]), tx.PutInbound(want.Inbound[0]), tx.PutInbound(Inbound{7, 1}), tx.DeleteInbound(Inbound{7, 1}),
+		tx.PutSegment(want.Segments[0]), tx.PutSegment(StoredSegment{ID: 5, Body: []byte{}}), tx.DeleteSegment(5),
+		tx.PutRetained(&Message{Topic: "a/ü"}), tx.PutRetained(m), tx.PutRetained(&Message{Topic: "b"}), tx.DeleteRetained("b"),
+		tx.PutWill(want.Wills[0]), tx.PutWill(Will{ClientID: "d", Message: m}), tx.DeleteWill("d"),
+		tx.PutSession(Session{ID: 8, ClientID: "e"}), tx.PutSubscription(Subscription{Session: 8, Filter: "x"}),
+		tx.PutInbound(Inbound{8, 2}), tx.DeleteSession(8), // takes all that is its own along
+		tx.Commit(),
+	} {
+		if err != nil {
+			t.Fatal(err)
+		}
+	}
+	got, err := store.Load()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if !reflect.DeepEqual(got, want) {
+		t.Errorf("got  %+v\nwant %+v", got, want)
+	}
+}
+
+func TestSegmentRoundTrip(t *testing.T) {
+	_, store := openStore(t)
+	j := newTestJournal(t, store, testState{})
+	var want []Record
+	for i := range 3000 { // more than one segment
+		r := Record{Message: &Message{Topic: "t", Payload: fmt.Appendf(make([]byte, 200), "%d", i), QoS: 1}}
+		p := &Publication{Message: r.Message}
+		for s := range i % 3 {
+			c := ClaimRecord{Session: SessionID(s + 1), Seq: uint64(i), QoS: 1, Retain: i%2 == 0}
+			if i%5 == 0 {
+				c.Identifiers = []uint32{1, 268435455}
+			}
+			p.Claims = append(p.Claims, &testClaim{ClaimRecord: c})
+			r.Claims = append(r.Claims, c)
+		}
+		j.Publish(p)
+		if len(r.Claims) > 0 {
+			want = append(want, r)
+		}
+	}
+	if err := j.Commit(); err != nil {
+		t.Fatal(err)
+	}
+	img, err := store.Load()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if len(img.Segments) < 2 {
+		t.Errorf("%d segments, want them bounded in size", len(img.Segments))
+	}
+	var got []Record
+	for _, s := range img.Segments {
+		if err := DecodeSegment(s.Body, func(r Record) { got = append(got, r) }); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if !reflect.DeepEqual(got, want) {
+		t.Errorf("%d records differ from the %d that were stored", len(got), len(want))
+	}
+}
+
+// A group whose commit may or may not have happened is tried again until it
+// succeeds, whatever of it is there already.
+func TestGroupAfterCommitOfUnknownFate(t *testing.T) {
+	_, sqlite := openStore(t)
+	store := &faultyStore{Store: sqlite, lies: 1}
+	state := testState{progress: map[SessionID]Progress{2: {Cursor: 5}}}
+	j := newTestJournal(t, store, state)
+	put := func(id SessionID) {
+		j.Change(func(tx Tx) error { return tx.PutSession(Session{ID: id, ClientID: "a"}) }, nil)
+	}
+	told := 0
+	put(1)
+	j.Change(func(tx Tx) error { return tx.DeleteSession(1) }, nil) // Clean Start of the same client, in the same group
+	put(2)
+	c := &testClaim{ClaimRecord: ClaimRecord{Session: 2, Seq: 1, QoS: 1}}
+	j.Publish(&Publication{Message: &Message{Topic: "t", QoS: 1}, Claims: []Claim{c}})
+	j.Change(func(Tx) error { return nil }, WaiterFunc(func() { told++ }))
+	if err := j.Commit(); err == nil || told != 0 {
+		t.Fatalf("first try: error %v, %d told; want an error, and nobody told", err, told)
+	}
+	if s := j.Stats(); s.Failing == "" || s.Failures != 1 {
+		t.Errorf("stats after the failure: %+v", s)
+	}
+	if _, any := j.Pending(); !any {
+		t.Error("nothing is pending, though a group has failed")
+	}
+	c.acked = true // elided now, though its record is on disk
+	if err := j.Commit(); err != nil || told != 1 {
+		t.Fatalf("second try: error %v, %d told; want none, and 1", err, told)
+	}
+	if s := j.Stats(); s.Failing != "" {
+		t.Errorf("still failing: %s", s.Failing)
+	}
+	img, err := sqlite.Load()
+	if err != nil || len(img.Sessions) != 1 || img.Sessions[0].ID != 2 || img.Sessions[0].Progress.Cursor != 5 {
+		t.Errorf("sessions %+v, error %v; want session 2 with its progress, which makes the elided record void", img.Sessions, err)
+	}
+}
+
+// faultyStore is a Store whose commits fail, or succeed and say that they failed.
+type faultyStore struct {
+	Store
+	lies, fails int
+}
+
+type faultyTx struct {
+	Tx
+	s *faultyStore
+}
+
+var errFault = errors.New("fault put in")
+
+func (s *faultyStore) Begin() (Tx, error) {
+	tx, err := s.Store.Begin()
+	return &faultyTx{tx, s}, err
+}
+
+func (t *faultyTx) Commit() error {
+	if t.s.fails > 0 {
+		t.s.fails--
+		return errors.Join(errFault, t.Rollback())
+	}
+	err := t.Tx.Commit()
+	if err == nil && t.s.lies > 0 {
+		t.s.lies--
+		return errFault
+	}
+	return err
+}
+
+// What everybody has acknowledged does not pile up while commits fail.
+func TestPendingIsPruned(t *testing.T) {
+	_, sqlite := openStore(t)
+	j := newTestJournal(t, &faultyStore{Store: sqlite, fails: 1 << 30}, testState{})
+	var kept []*testClaim
+	for i := range 10 * pruneMin {
+		c := &testClaim{ClaimRecord: ClaimRecord{Session: 1, Seq: uint64(i), QoS: 1}, acked: i%100 > 0}
+		if !c.acked {
+			kept = append(kept, c)
+		}
+		j.Publish(&Publication{Message: &Message{Topic: "t", QoS: 1}, Claims: []Claim{c}})
+	}
+	if n, _ := j.Pending(); n < len(kept) || n > 2*pruneMin {
+		t.Errorf("%d operations are pending, want the %d that are needed and few more", n, len(kept))
+	}
+	j.store.(*faultyStore).fails = 0
+	if err := j.Commit(); err != nil {
+		t.Fatal(err)
+	}
+	last := -1
+	img, err := sqlite.Load()
+	if err != nil {
+		t.Fatal(err)
+	}
+	n := 0
+	for _, s := range img.Segments {
+		if err := DecodeSegment(s.Body, func(r Record) {
+			n++
+			if seq := int(r.Claims[0].Seq); seq <= last {
+				t.Errorf("record %d after %d", seq, last)
+			} else {
+				last = seq
+			}
+		}); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if n != len(kept) {
+		t.Errorf("%d records stored, want %d", n, len(kept))
+	}
+}
+
+// A segment goes when the last claim on it is released, and an elided group
+// writes nothing.
+func TestSegmentsGoAndElidedGroupsWriteNothing(t *testing.T) {
+	_, store := openStore(t)
+	j := newTestJournal(t, store, testState{})
+	a := &testClaim{ClaimRecord: ClaimRecord{Session: 1, Seq: 1, QoS: 1}}
+	b := &testClaim{ClaimRecord: ClaimRecord{Session: 2, Seq: 1, QoS: 1}}
+	j.Publish(&Publication{Message: &Message{Topic: "t", QoS: 1}, Claims: []Claim{a, b}})
+	count := func() int {
+		if err := j.Commit(); err != nil {
+			t.Fatal(err)
+		}
+		img, err := store.Load()
+		if err != nil {
+			t.Fatal(err)
+		}
+		return len(img.Segments)
+	}
+	if n := count(); n != 1 {
+		t.Fatalf("%d segments, want 1", n)
+	}
+	a.seg.Release()
+	if n := count(); n != 1 {
+		t.Errorf("%d segments while one claim is left, want 1", n)
+	}
+	b.seg.Release()
+	if n := count(); n != 0 {
+		t.Errorf("%d segments when nobody needs them, want 0", n)
+	}
+	commits := j.Stats().Commits
+	j.Publish(&Publication{Message: &Message{Topic: "t", QoS: 1}, Claims: []Claim{&testClaim{acked: true}}})
+	if count(); j.Stats().Commits != commits || j.Stats().Elided != 1 {
+		t.Errorf("%d transactions, %d elided; want none, 1", j.Stats().Commits-commits, j.Stats().Elided)
+	}
+}
+
+// Damaged bytes are an error, never a panic or a huge allocation.
+func FuzzDecodeSegment(f *testing.F) {
+	body := appendMessage(nil, &Message{Topic: "a/b", Payload: []byte("x"), Properties: []byte{1, 0}, Expires: 5, QoS: 1})
+	body = append(body, 0x81, 0x80, 0)
+	body = appendClaim(body, ClaimRecord{Session: 1, Seq: 2, QoS: 1, Identifiers: []uint32{3}})
+	f.Add(body)
+	f.Add([]byte{})
+	f.Fuzz(func(t *testing.T, b []byte) {
+		n := 0
+		_ = DecodeSegment(b, func(Record) { n++ })
+		if n > len(b) {
+			t.Errorf("%d records of %d bytes", n, len(b))
+		}
+		_, _ = decodeProgress(b)
+	})
+}

@@ -1,0 +1,207 @@
+// Package storagetest holds a Store in memory for tests that cut the power:
+// what was committed survives, what was not is gone.
+package storagetest
+
+import (
+	"errors"
+	"maps"
+	"slices"
+
+	"penstock/storage"
+)
+
+// ErrCut is what a transaction returns at the moment the power goes.
+var ErrCut = errors.New("power cut")
+
+// Memory is a Store that lives in memory. Its zero value is empty. It is used
+// by one goroutine at a time.
+type Memory struct {
+	// BeforeCommit and AfterCommit, where set, are asked around every commit;
+	// true cuts the power there: Commit returns ErrCut without, or with, the
+	// transaction being durable.
+	BeforeCommit func() bool
+	AfterCommit  func() bool
+	// Fails, where set, is asked before every other step of a transaction;
+	// true makes it fail.
+	Fails func() bool
+
+	Commits int
+	rows    rows
+}
+
+type subKey struct {
+	id     storage.SessionID
+	filter string
+}
+
+type rows struct {
+	sessions map[storage.SessionID]storage.Session
+	subs     map[subKey]storage.Subscription
+	inbound  map[storage.Inbound]struct{}
+	segments map[int64][]byte
+	retained map[string]*storage.Message
+	wills    map[string]storage.Will
+}
+
+var _ storage.Store = (*Memory)(nil)
+
+// Begin implements storage.Store.
+func (m *Memory) Begin() (storage.Tx, error) {
+	if m.Fails != nil && m.Fails() {
+		return nil, ErrCut
+	}
+	return &tx{m: m}, nil
+}
+
+// Close implements storage.Store.
+func (m *Memory) Close() error { return nil }
+
+// Load implements storage.Store.
+func (m *Memory) Load() (*storage.Image, error) {
+	img := &storage.Image{}
+	for _, id := range slices.Sorted(maps.Keys(m.rows.sessions)) {
+		img.Sessions = append(img.Sessions, m.rows.sessions[id])
+	}
+	for _, s := range m.rows.subs {
+		img.Subscriptions = append(img.Subscriptions, s)
+	}
+	slices.SortFunc(img.Subscriptions, func(a, b storage.Subscription) int {
+		if a.Session != b.Session {
+			return int(a.Session - b.Session)
+		}
+		if a.Filter < b.Filter {
+			return -1
+		}
+		return 1
+	})
+	for in := range m.rows.inbound {
+		img.Inbound = append(img.Inbound, in)
+	}
+	for _, id := range slices.Sorted(maps.Keys(m.rows.wills)) {
+		img.Wills = append(img.Wills, m.rows.wills[id])
+	}
+	for _, t := range slices.Sorted(maps.Keys(m.rows.retained)) {
+		img.Retained = append(img.Retained, m.rows.retained[t])
+	}
+	for _, id := range slices.Sorted(maps.Keys(m.rows.segments)) {
+		img.Segments = append(img.Segments, storage.StoredSegment{ID: id, Body: m.rows.segments[id]})
+	}
+	return img, nil
+}
+
+// tx records its changes and applies them when it commits.
+type tx struct {
+	m       *Memory
+	changes []func(*rows)
+}
+
+func (t *tx) add(f func(*rows)) error {
+	if t.m.Fails != nil && t.m.Fails() {
+		return ErrCut
+	}
+	t.changes = append(t.changes, f)
+	return nil
+}
+
+func put[K comparable, V any](m *map[K]V, k K, v V) {
+	if *m == nil {
+		*m = make(map[K]V)
+	}
+	(*m)[k] = v
+}
+
+func (t *tx) PutSession(s storage.Session) error {
+	return t.add(func(r *rows) {
+		if old, ok := r.sessions[s.ID]; ok {
+			old.Expiry, old.Protocol = s.Expiry, s.Protocol
+			s = old
+		}
+		// As in SQLite, a client has one row.
+		maps.DeleteFunc(r.sessions, func(id storage.SessionID, o storage.Session) bool { return id != s.ID && o.ClientID == s.ClientID })
+		put(&r.sessions, s.ID, s)
+	})
+}
+
+func (t *tx) DeleteSession(id storage.SessionID) error {
+	return t.add(func(r *rows) {
+		delete(r.sessions, id)
+		maps.DeleteFunc(r.subs, func(k subKey, _ storage.Subscription) bool { return k.id == id })
+		maps.DeleteFunc(r.inbound, func(k storage.Inbound, _ struct{}) bool { return k.Session == id })
+	})
+}
+
+func (t *tx) PutSubscription(s storage.Subscription) error {
+	return t.add(func(r *rows) { put(&r.subs, subKey{s.Session, s.Filter}, s) })
+}
+
+func (t *tx) DeleteSubscription(id storage.SessionID, filter string) error {
+	return t.add(func(r *rows) { delete(r.subs, subKey{id, filter}) })
+}
+
+func (t *tx) PutProgress(id storage.SessionID, p storage.Progress) error {
+	p.Finished, p.Released = slices.Clone(p.Finished), slices.Clone(p.Released)
+	return t.add(func(r *rows) {
+		if s, ok := r.sessions[id]; ok {
+			s.Progress = p
+			r.sessions[id] = s
+		}
+	})
+}
+
+func (t *tx) PutCeiling(id storage.SessionID, ceiling uint64) error {
+	return t.add(func(r *rows) {
+		if s, ok := r.sessions[id]; ok {
+			s.Ceiling = max(s.Ceiling, ceiling)
+			r.sessions[id] = s
+		}
+	})
+}
+
+func (t *tx) PutInbound(in storage.Inbound) error {
+	return t.add(func(r *rows) { put(&r.inbound, in, struct{}{}) })
+}
+
+func (t *tx) DeleteInbound(in storage.Inbound) error {
+	return t.add(func(r *rows) { delete(r.inbound, in) })
+}
+
+func (t *tx) PutSegment(s storage.StoredSegment) error {
+	body := slices.Clone(s.Body)
+	return t.add(func(r *rows) { put(&r.segments, s.ID, body) })
+}
+
+func (t *tx) DeleteSegment(id int64) error {
+	return t.add(func(r *rows) { delete(r.segments, id) })
+}
+
+func (t *tx) PutRetained(m *storage.Message) error {
+	return t.add(func(r *rows) { put(&r.retained, m.Topic, m) })
+}
+
+func (t *tx) DeleteRetained(topic string) error {
+	return t.add(func(r *rows) { delete(r.retained, topic) })
+}
+
+func (t *tx) PutWill(w storage.Will) error {
+	return t.add(func(r *rows) { put(&r.wills, w.ClientID, w) })
+}
+
+func (t *tx) DeleteWill(clientID string) error {
+	return t.add(func(r *rows) { delete(r.wills, clientID) })
+}
+
+func (t *tx) Commit() error {
+	if t.m.BeforeCommit != nil && t.m.BeforeCommit() {
+		return ErrCut
+	}
+	for _, f := range t.changes {
+		f(&t.m.rows)
+	}
+	t.m.Commits++
+	if t.m.AfterCommit != nil && t.m.AfterCommit() {
+		return ErrCut
+	}
+	return nil
+}
+
+func (t *tx) Rollback() error { return nil }

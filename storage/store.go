@@ -1,0 +1,279 @@
+package storage
+
+import (
+	"context"
+	"database/sql"
+	"errors"
+	"fmt"
+	"log/slog"
+	"os"
+	"path/filepath"
+)
+
+// sqliteStore is the Journal's Store on penstock.db, through a connection of
+// its own with the statements prepared. It is used by one goroutine at a time.
+type sqliteStore struct {
+	db    *DB
+	pool  *sql.DB
+	conn  *sql.Conn
+	stmts map[string]*sql.Stmt
+	lock  *os.File
+}
+
+// NewJournal returns the Journal of the database. It takes the lock of the
+// data directory, which its Close gives back, and returns ErrInUse when another
+// process has it. Close leaves db open.
+func (db *DB) NewJournal(log *slog.Logger) (*Journal, error) {
+	lock, err := lockDir(filepath.Dir(db.path))
+	if err != nil {
+		return nil, err
+	}
+	return NewJournal(&sqliteStore{db: db, lock: lock}, db.cfg, log), nil
+}
+
+// The statements of the Journal. They are prepared once per connection, which
+// halves their cost.
+const (
+	putSession         = `INSERT INTO session (id, client_id, expiry_s, protocol, created_ms, ceiling, progress) VALUES (?,?,?,?,?,?,?) ON CONFLICT (id) DO UPDATE SET expiry_s=excluded.expiry_s, protocol=excluded.protocol ON CONFLICT (client_id) DO UPDATE SET id=excluded.id, expiry_s=excluded.expiry_s, protocol=excluded.protocol, created_ms=excluded.created_ms, ceiling=excluded.ceiling, progress=excluded.progress`
+	deleteSession      = `DELETE FROM session WHERE id=?`
+	deleteSessionSubs  = `DELETE FROM subscription WHERE session_id=?`
+	deleteSessionIn    = `DELETE FROM inbound WHERE session_id=?`
+	putSubscription    = `INSERT INTO subscription (session_id, filter, options, identifier) VALUES (?,?,?,?) ON CONFLICT DO UPDATE SET options=excluded.options, identifier=excluded.identifier`
+	deleteSubscription = `DELETE FROM subscription WHERE session_id=? AND filter=?`
+	putProgress        = `UPDATE session SET progress=? WHERE id=?`
+	putCeiling         = `UPDATE session SET ceiling=max(ceiling,?) WHERE id=?`
+	putInbound         = `INSERT INTO inbound (session_id, packet_id) VALUES (?,?) ON CONFLICT DO NOTHING`
+	deleteInbound      = `DELETE FROM inbound WHERE session_id=? AND packet_id=?`
+	putSegment         = `INSERT INTO segment (id, body) VALUES (?,?)`
+	deleteSegment      = `DELETE FROM segment WHERE id=?`
+	putRetained        = `INSERT INTO retained (topic, message) VALUES (?,?) ON CONFLICT DO UPDATE SET message=excluded.message`
+	deleteRetained     = `DELETE FROM retained WHERE topic=?`
+	putWill            = `INSERT INTO will (client_id, delay_s, message) VALUES (?,?,?) ON CONFLICT DO UPDATE SET delay_s=excluded.delay_s, message=excluded.message`
+	deleteWill         = `DELETE FROM will WHERE client_id=?`
+)
+
+// connect opens the store's connection if it has none.
+func (s *sqliteStore) connect() error {
+	if s.conn != nil {
+		return nil
+	}
+	pool, err := s.db.openPool(1)
+	if err != nil {
+		return fmt.Errorf("open journal connection: %w", err)
+	}
+	conn, err := pool.Conn(context.Background())
+	if err != nil {
+		_ = pool.Close() // the error that counts is the one above
+		return fmt.Errorf("open journal connection: %w", err)
+	}
+	s.pool, s.conn, s.stmts = pool, conn, make(map[string]*sql.Stmt)
+	return nil
+}
+
+// Close closes the store's connection and gives the directory's lock back.
+func (s *sqliteStore) Close() error {
+	return errors.Join(s.disconnect(), s.lock.Close())
+}
+
+// disconnect closes the connection; the next transaction opens a new one.
+func (s *sqliteStore) disconnect() error {
+	if s.conn == nil {
+		return nil
+	}
+	var errs []error
+	for _, st := range s.stmts {
+		errs = append(errs, st.Close())
+	}
+	errs = append(errs, s.conn.Close(), s.pool.Close())
+	s.pool, s.conn, s.stmts = nil, nil, nil
+	return errors.Join(errs...)
+}
+
+func (s *sqliteStore) exec(query string, args ...any) error {
+	st := s.stmts[query]
+	if st == nil {
+		var err error
+		if st, err = s.conn.PrepareContext(context.Background(), query); err != nil {
+			return fmt.Errorf("prepare %.24s: %w", query, err)
+		}
+		s.stmts[query] = st
+	}
+	if _, err := st.Exec(args...); err != nil {
+		return fmt.Errorf("%.24s: %w", query, err)
+	}
+	return nil
+}
+
+// Begin implements Store.
+func (s *sqliteStore) Begin() (Tx, error) {
+	if err := s.connect(); err != nil {
+		return nil, err
+	}
+	tx := &sqliteTx{s}
+	if err := s.exec("BEGIN IMMEDIATE"); err != nil {
+		_ = tx.Rollback() // closes the connection; the error that counts is the one above
+		return nil, err
+	}
+	return tx, nil
+}
+
+type sqliteTx struct{ *sqliteStore }
+
+// PutSession implements Tx. A row of the same client with another id is of a
+// session that ended: a group that is tried again after a commit of unknown
+// fate may find what comes later in it there already.
+func (t *sqliteTx) PutSession(s Session) error {
+	return t.exec(putSession, int64(s.ID), s.ClientID, int64(s.Expiry), int64(s.Protocol), s.Created, int64(s.Ceiling), appendProgress(nil, s.Progress))
+}
+
+func (t *sqliteTx) DeleteSession(id SessionID) error {
+	for _, q := range []string{deleteSession, deleteSessionSubs, deleteSessionIn} {
+		if err := t.exec(q, int64(id)); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+func (t *sqliteTx) PutSubscription(s Subscription) error {
+	return t.exec(putSubscription, int64(s.Session), s.Filter, int64(s.Options), int64(s.Identifier))
+}
+
+func (t *sqliteTx) DeleteSubscription(id SessionID, filter string) error {
+	return t.exec(deleteSubscription, int64(id), filter)
+}
+
+func (t *sqliteTx) PutProgress(id SessionID, p Progress) error {
+	return t.exec(putProgress, appendProgress(nil, p), int64(id))
+}
+
+func (t *sqliteTx) PutCeiling(id SessionID, ceiling uint64) error {
+	return t.exec(putCeiling, int64(ceiling), int64(id))
+}
+
+func (t *sqliteTx) PutInbound(in Inbound) error {
+	return t.exec(putInbound, int64(in.Session), int64(in.PacketID))
+}
+
+func (t *sqliteTx) DeleteInbound(in Inbound) error {
+	return t.exec(deleteInbound, int64(in.Session), int64(in.PacketID))
+}
+
+func (t *sqliteTx) PutSegment(s StoredSegment) error { return t.exec(putSegment, s.ID, s.Body) }
+
+func (t *sqliteTx) DeleteSegment(id int64) error { return t.exec(deleteSegment, id) }
+
+func (t *sqliteTx) PutRetained(m *Message) error {
+	return t.exec(putRetained, m.Topic, appendMessage(nil, m))
+}
+
+func (t *sqliteTx) DeleteRetained(topic string) error { return t.exec(deleteRetained, topic) }
+
+func (t *sqliteTx) PutWill(w Will) error {
+	return t.exec(putWill, w.ClientID, int64(w.Delay), appendMessage(nil, w.Message))
+}
+
+func (t *sqliteTx) DeleteWill(clientID string) error { return t.exec(deleteWill, clientID) }
+
+func (t *sqliteTx) Commit() error {
+	if err := t.exec("COMMIT"); err != nil {
+		_ = t.Rollback() // closes the connection; the error that counts is the one above
+		return err
+	}
+	return nil
+}
+
+// Rollback gives the connection up: after a failed transaction its state is
+// not to be trusted, and closing it rolls back.
+func (t *sqliteTx) Rollback() error { return t.disconnect() }
+
+// Load implements Store.
+func (s *sqliteStore) Load() (*Image, error) {
+	if err := s.connect(); err != nil {
+		return nil, err
+	}
+	img := &Image{}
+	var blob []byte
+	err := s.each(`SELECT id, client_id, expiry_s, protocol, created_ms, ceiling, progress FROM session ORDER BY id`, func(r *sql.Rows) error {
+		var v Session
+		if err := r.Scan(&v.ID, &v.ClientID, &v.Expiry, &v.Protocol, &v.Created, &v.Ceiling, &blob); err != nil {
+			return err
+		}
+		p, err := decodeProgress(blob)
+		v.Progress = p
+		img.Sessions = append(img.Sessions, v)
+		return err
+	})
+	if err != nil {
+		return nil, fmt.Errorf("load sessions: %w", err)
+	}
+	err = s.each(`SELECT session_id, filter, options, identifier FROM subscription`, func(r *sql.Rows) error {
+		var v Subscription
+		err := r.Scan(&v.Session, &v.Filter, &v.Options, &v.Identifier)
+		img.Subscriptions = append(img.Subscriptions, v)
+		return err
+	})
+	if err != nil {
+		return nil, fmt.Errorf("load subscriptions: %w", err)
+	}
+	err = s.each(`SELECT session_id, packet_id FROM inbound`, func(r *sql.Rows) error {
+		var v Inbound
+		err := r.Scan(&v.Session, &v.PacketID)
+		img.Inbound = append(img.Inbound, v)
+		return err
+	})
+	if err != nil {
+		return nil, fmt.Errorf("load inbound identifiers: %w", err)
+	}
+	err = s.each(`SELECT client_id, delay_s, message FROM will`, func(r *sql.Rows) error {
+		v := Will{}
+		var body []byte
+		if err := r.Scan(&v.ClientID, &v.Delay, &body); err != nil {
+			return err
+		}
+		u := unpacker{buf: body}
+		v.Message = u.message()
+		img.Wills = append(img.Wills, v)
+		return u.err
+	})
+	if err != nil {
+		return nil, fmt.Errorf("load wills: %w", err)
+	}
+	var raw sql.RawBytes
+	err = s.each(`SELECT message FROM retained`, func(r *sql.Rows) error {
+		if err := r.Scan(&raw); err != nil {
+			return err
+		}
+		u := unpacker{buf: append([]byte(nil), raw...)}
+		img.Retained = append(img.Retained, u.message())
+		return u.err
+	})
+	if err != nil {
+		return nil, fmt.Errorf("load retained messages: %w", err)
+	}
+	err = s.each(`SELECT id, body FROM segment ORDER BY id`, func(r *sql.Rows) error {
+		v := StoredSegment{}
+		err := r.Scan(&v.ID, &v.Body)
+		img.Segments = append(img.Segments, v)
+		return err
+	})
+	if err != nil {
+		return nil, fmt.Errorf("load segments: %w", err)
+	}
+	return img, nil
+}
+
+// each calls visit for every row of a query.
+func (s *sqliteStore) each(query string, visit func(*sql.Rows) error) error {
+	rows, err := s.conn.QueryContext(context.Background(), query)
+	if err != nil {
+		return err
+	}
+	defer rows.Close()
+	for rows.Next() {
+		if err := visit(rows); err != nil {
+			return err
+		}
+	}
+	return rows.Err()
+}

@@ -1,0 +1,96 @@
+package broker
+
+import (
+	"context"
+	"crypto/pbkdf2"
+	"crypto/rand"
+	"crypto/sha256"
+	"crypto/subtle"
+	"encoding/base64"
+	"errors"
+	"fmt"
+	"strconv"
+	"strings"
+	"time"
+
+	"penstock/storage"
+)
+
+// pbkdf2Iterations suits a small ARM: about 60 ms on a Pi Zero.
+const pbkdf2Iterations = 20000
+
+// maxPBKDF2Iterations bounds what a stored hash can make us compute.
+const maxPBKDF2Iterations = 10_000_000
+
+// HashPassword returns what is stored of a device's password:
+// $pbkdf2-sha256$i=ITERATIONS$SALT$HASH, in unpadded base64.
+func HashPassword(password string) (string, error) {
+	salt := make([]byte, 16)
+	if _, err := rand.Read(salt); err != nil {
+		return "", fmt.Errorf("make salt: %w", err)
+	}
+	key, err := pbkdf2.Key(sha256.New, password, salt, pbkdf2Iterations, sha256.Size)
+	if err != nil {
+		return "", fmt.Errorf("hash password: %w", err)
+	}
+	b64 := base64.RawStdEncoding.EncodeToString
+	return fmt.Sprintf("$pbkdf2-sha256$i=%d$%s$%s", pbkdf2Iterations, b64(salt), b64(key)), nil
+}
+
+// verifyPassword reports whether password is the one of which HashPassword
+// made hash.
+func verifyPassword(hash string, password []byte) (bool, error) {
+	parts := strings.Split(hash, "$")
+	if len(parts) != 5 || parts[1] != "pbkdf2-sha256" || !strings.HasPrefix(parts[2], "i=") {
+		return false, errors.New("stored password hash is not one of ours")
+	}
+	iterations, err := strconv.Atoi(parts[2][2:])
+	if err != nil || iterations < 1 || iterations > maxPBKDF2Iterations {
+		return false, errors.New("stored password hash has an impossible iteration count")
+	}
+	salt, err := base64.RawStdEncoding.DecodeString(parts[3])
+	if err != nil {
+		return false, fmt.Errorf("stored password hash: salt: %w", err)
+	}
+	want, err := base64.RawStdEncoding.DecodeString(parts[4])
+	if err != nil || len(want) != sha256.Size {
+		return false, errors.New("stored password hash has a torn key")
+	}
+	got, err := pbkdf2.Key(sha256.New, string(password), salt, iterations, sha256.Size)
+	if err != nil {
+		return false, err
+	}
+	return subtle.ConstantTimeCompare(got, want) == 1, nil
+}
+
+// authenticate decides on a CONNECT. It returns 0, or the reason code of the
+// refusal.
+func (b *Broker) authenticate(c *conn, who principal, hasUser bool, password []byte) byte {
+	if !hasUser {
+		if b.cfg.Anonymous == "all" || b.cfg.Anonymous == "loopback" && who.address.IsLoopback() {
+			return reasonSuccess
+		}
+		return reasonNotAuthorized
+	}
+	ctx, cancel := context.WithTimeout(context.Background(), 5*time.Second)
+	defer cancel()
+	cred, err := b.db.Credential(ctx, who.username)
+	switch {
+	case errors.Is(err, storage.ErrNotFound):
+		return reasonBadCredentials
+	case err != nil:
+		b.log.Error("device login could not be checked", "err", err, "client", who.clientID)
+		return reasonUnavailable
+	}
+	b.hashing <- struct{}{} // one at a time: a storm of logins must not take the machine
+	ok, err := verifyPassword(cred.Hash, password)
+	<-b.hashing
+	if err != nil {
+		b.log.Error("device login could not be checked", "err", err, "client", who.clientID, "username", who.username)
+		return reasonUnavailable
+	}
+	if !ok {
+		return reasonBadCredentials
+	}
+	return reasonSuccess
+}

@@ -1,0 +1,362 @@
+// Package broker is Penstock's MQTT broker. mochi-mqtt is its control plane
+// (handshake, client registry, codec of control packets); the data plane,
+// which keeps the promise that an acknowledged message is never lost and never
+// out of order, is its own. docs/delivery.md has its state machines on a page.
+package broker
+
+import (
+	"cmp"
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net"
+	"runtime/debug"
+	"slices"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	mqtt "github.com/mochi-mqtt/server/v2"
+
+	"penstock/storage"
+)
+
+// Errors of Publish.
+var (
+	ErrInvalidTopic = errors.New("topic is not one that can be published to")
+	ErrInvalidQoS   = errors.New("QoS is none of 0, 1, 2")
+)
+
+// stopTimeout bounds how long a stop takes.
+const stopTimeout = 5 * time.Second
+
+// Broker is the MQTT broker. All its methods are safe for concurrent use.
+type Broker struct {
+	cfg     Config
+	db      *storage.DB
+	log     *slog.Logger
+	mochi   *mqtt.Server
+	journal *storage.Journal
+	plane   *plane
+	started time.Time
+	hashing chan struct{}
+
+	listeners []net.Listener
+
+	stopping atomic.Bool
+	mu       sync.Mutex
+	conns    map[*conn]struct{}
+	serving  sync.WaitGroup
+}
+
+// New restores what the store remembers and binds the listeners. Run must be
+// called to serve.
+func New(cfg Config, db *storage.DB, log *slog.Logger) (_ *Broker, err error) {
+	if err := cfg.Validate(); err != nil {
+		return nil, err
+	}
+	b := &Broker{
+		cfg: cfg, db: db, log: log, started: time.Now(),
+		hashing: make(chan struct{}, 1),
+		conns:   make(map[*conn]struct{}),
+	}
+	if b.journal, err = db.NewJournal(log); err != nil {
+		return nil, err
+	}
+	defer func() {
+		if err != nil {
+			b.closeListeners()
+			_ = b.journal.Close() // the error that counts is the one returned
+		}
+	}()
+	b.plane = newPlane(&b.cfg, b.journal, log)
+	rules, err := db.ACLRules(context.Background())
+	if err != nil {
+		return nil, fmt.Errorf("load access rules: %w", err)
+	}
+	b.plane.acl.Store(newACL(rules))
+	if err := b.plane.restore(); err != nil {
+		return nil, err
+	}
+	opts := mochiOptions(&b.cfg)
+	opts.Logger = slog.New(slog.DiscardHandler)
+	b.mochi = mqtt.New(opts)
+	if err := b.mochi.AddHook(&hook{b: b}, nil); err != nil {
+		return nil, fmt.Errorf("set up control plane: %w", err)
+	}
+	for _, l := range cfg.Listeners {
+		ln, err := net.Listen("tcp", l.Address)
+		if err != nil {
+			return nil, fmt.Errorf("broker.listener %q, address %q: %w", l.Name, l.Address, err)
+		}
+		b.listeners = append(b.listeners, ln)
+	}
+	return b, nil
+}
+
+// Run serves until ctx ends. Then clients get a DISCONNECT that says so, what
+// is pending is committed, and Run returns, a second after stopTimeout at the
+// latest, be it with an error because the disk does not answer.
+func (b *Broker) Run(ctx context.Context) error {
+	journalCtx, stopJournal := context.WithCancel(context.Background())
+	defer stopJournal()
+	var parts sync.WaitGroup
+	parts.Go(func() { _ = b.journal.Run(journalCtx) }) // returns nil only
+	for i, ln := range b.listeners {
+		b.serving.Go(func() { b.accept(ln, b.cfg.Listeners[i].Name) })
+	}
+	tick := time.NewTicker(time.Second)
+	defer tick.Stop()
+	for ctx.Err() == nil {
+		select {
+		case <-ctx.Done():
+		case now := <-tick.C:
+			b.sweep(now)
+		}
+	}
+
+	b.stopping.Store(true)
+	b.plane.stopping.Store(true)
+	b.closeListeners()
+	for _, c := range b.connections() {
+		c.kick(reasonShuttingDown)
+	}
+	flushCtx, cancel := context.WithTimeout(context.Background(), stopTimeout)
+	defer cancel()
+	gone := make(chan struct{})
+	go func() { b.serving.Wait(); close(gone) }()
+	select {
+	case <-gone:
+	case <-flushCtx.Done():
+		b.log.Warn("some connections did not end in time")
+	}
+	stopJournal()
+	end := make(chan error, 1)
+	go func() {
+		parts.Wait()
+		err := b.journal.Flush(flushCtx)
+		if err != nil {
+			err = fmt.Errorf("commit at stop: %w", err)
+		}
+		end <- errors.Join(err, b.journal.Close())
+	}()
+	select {
+	case err := <-end:
+		return err
+	case <-flushCtx.Done():
+	}
+	select { // what it was doing when the time was over
+	case err := <-end:
+		return err
+	case <-time.After(time.Second):
+		return errors.New("commit at stop: the disk does not answer; what was acknowledged is safe")
+	}
+}
+
+// sweep does what is due once a second.
+func (b *Broker) sweep(now time.Time) {
+	var batch batch
+	b.plane.sweep(now, &batch)
+	batch.flush()
+	for _, c := range b.connections() {
+		c.trim()
+	}
+}
+
+func (b *Broker) closeListeners() {
+	for _, ln := range b.listeners {
+		_ = ln.Close() // on the way out
+	}
+}
+
+func (b *Broker) connections() []*conn {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	all := make([]*conn, 0, len(b.conns))
+	for c := range b.conns {
+		all = append(all, c)
+	}
+	return all
+}
+
+// accept takes connections until the listener is closed. An error that is not
+// that, as when file descriptors run out, passes: it waits and goes on.
+func (b *Broker) accept(ln net.Listener, name string) {
+	pause := time.Duration(0)
+	for {
+		sock, err := ln.Accept()
+		if err != nil {
+			if b.stopping.Load() || errors.Is(err, net.ErrClosed) {
+				return
+			}
+			if pause == 0 {
+				b.log.Error("connection could not be accepted", "listener", name, "err", err)
+			}
+			pause = min(max(2*pause, 5*time.Millisecond), time.Second)
+			time.Sleep(pause)
+			continue
+		}
+		pause = 0
+		c := newConn(b, sock, name)
+		b.mu.Lock()
+		full := len(b.conns) >= b.cfg.MaxConnections || b.stopping.Load()
+		if !full {
+			b.conns[c] = struct{}{}
+		}
+		b.mu.Unlock()
+		if full {
+			_ = sock.Close() // nothing was promised to it
+			continue
+		}
+		b.serving.Go(func() { b.serve(c) })
+	}
+}
+
+// serve runs one connection to its end. It is the one place where a session
+// goes down: mochi's own event does not come after a panic or a failed
+// CONNACK, and may come after the successor is up.
+func (b *Broker) serve(c *conn) {
+	b.establish(c)
+	_ = c.Close()
+	c.settle()
+	if c.sess != nil {
+		if cl, ok := b.mochi.Clients.Get(c.sess.clientID); ok && cl.Net.Conn == net.Conn(c) {
+			b.mochi.Clients.Delete(c.sess.clientID)
+		}
+	}
+	b.mu.Lock()
+	delete(b.conns, c)
+	b.mu.Unlock()
+	close(c.gone)
+	if c.sess == nil {
+		return
+	}
+	if c.up {
+		b.plane.connections.Add(-1)
+	}
+	defer b.plane.lockID(c.sess.clientID)()
+	b.plane.leave(c.sess, c, c.leaving, &c.batch)
+	c.batch.flush()
+	b.log.Debug("client left", "client", c.sess.clientID)
+}
+
+// establish hands the connection to mochi, and returns when that is done with
+// it, be it by a panic.
+func (b *Broker) establish(c *conn) {
+	defer func() {
+		if r := recover(); r != nil {
+			b.log.Error("connection ended by a defect", "client", c.who.clientID, "address", c.sock.RemoteAddr().String(), "err", fmt.Sprint(r), "stack", string(debug.Stack()))
+		}
+	}()
+	_ = b.mochi.EstablishConnection(c.listener, c) // why a connection ended is logged where it is decided
+}
+
+// Listeners returns the bound listeners in the order of the configuration.
+func (b *Broker) Listeners() []ListenerInfo {
+	out := make([]ListenerInfo, len(b.listeners))
+	for i, ln := range b.listeners {
+		out[i] = ListenerInfo{Name: b.cfg.Listeners[i].Name, Addr: ln.Addr()}
+	}
+	return out
+}
+
+// Publish publishes a message. With QoS 1 or 2 it returns nil when what a
+// PUBACK means is true: every persistent session that shall get it has it
+// safely. It returns ErrInvalidTopic, ErrInvalidQoS, or ctx's error when that
+// ends first; the message may be delivered all the same then.
+func (b *Broker) Publish(ctx context.Context, m Message) error {
+	switch {
+	case !validTopic(m.Topic, b.cfg.MaxTopicBytes, b.cfg.MaxTopicLevels) || m.Topic[0] == '$':
+		return ErrInvalidTopic
+	case m.QoS > 2:
+		return ErrInvalidQoS
+	}
+	var batch batch
+	done := make(chan struct{})
+	b.plane.publish(nil, &storage.Message{Topic: m.Topic, Payload: m.Payload, QoS: m.QoS, Retain: m.Retain}, &batch, func() { close(done) })
+	batch.flush()
+	select {
+	case <-done:
+		return nil
+	case <-ctx.Done():
+		return ctx.Err()
+	}
+}
+
+// Clients returns the connected clients, those that are connected longest
+// first.
+func (b *Broker) Clients() []ClientInfo {
+	var out []ClientInfo
+	for _, s := range b.plane.all() {
+		b.plane.mu.RLock()
+		subs := len(s.subs)
+		b.plane.mu.RUnlock()
+		s.mu.Lock()
+		if c, ok := s.link.(*conn); ok {
+			out = append(out, ClientInfo{
+				ID: s.clientID, Username: c.who.username, Address: c.sock.RemoteAddr().String(), Listener: c.listener,
+				Protocol: s.version, Connected: c.since, CleanStart: c.cleanStart,
+				Subscriptions: subs, QueuedMessages: s.live,
+			})
+		}
+		s.mu.Unlock()
+	}
+	slices.SortFunc(out, func(a, b ClientInfo) int {
+		return cmp.Or(a.Connected.Compare(b.Connected), cmp.Compare(a.ID, b.ID))
+	})
+	return out
+}
+
+func (p *plane) all() []*session {
+	p.sessMu.Lock()
+	defer p.sessMu.Unlock()
+	all := make([]*session, 0, len(p.sessions))
+	for _, s := range p.sessions {
+		all = append(all, s)
+	}
+	return all
+}
+
+// Stats returns a snapshot of the counters.
+func (b *Broker) Stats() Stats {
+	p := b.plane
+	s := Stats{
+		Started: b.started, Connections: p.connections.Load(), ConnectionsTotal: p.connectionsTotal.Load(),
+		QueueMessages: p.queueMessages.Load(), QueueBytes: p.queueBytes.Load(),
+		Dropped: make(map[string]uint64, dropKinds), Journal: b.journal.Stats(),
+	}
+	for q := range 3 {
+		s.MessagesIn[q], s.MessagesOut[q] = p.messagesIn[q].Load(), p.messagesOut[q].Load()
+		s.BytesIn[q], s.BytesOut[q] = p.bytesIn[q].Load(), p.bytesOut[q].Load()
+	}
+	for i, name := range dropCauses {
+		s.Dropped[name] = p.dropped[i].Load()
+	}
+	p.sessMu.Lock()
+	s.Sessions = int64(len(p.sessions))
+	p.sessMu.Unlock()
+	p.mu.RLock()
+	s.Subscriptions, s.Retained = int64(p.subs.len()), int64(p.retained.len())
+	p.mu.RUnlock()
+	return s
+}
+
+// Health says whether the broker keeps its promise right now.
+func (b *Broker) Health() Health {
+	h := Health{Ready: !b.stopping.Load()}
+	j := b.journal.Stats()
+	if j.Failing != "" {
+		h.Ready, h.Degraded = false, true
+		h.Reasons = append(h.Reasons, "storage: commits fail, acknowledgements wait: "+j.Failing)
+	}
+	if j.Writing > slowCommit {
+		h.Ready, h.Degraded = false, true
+		h.Reasons = append(h.Reasons, fmt.Sprintf("storage: a commit has been running for %d s, acknowledgements wait", int(j.Writing.Seconds())))
+	}
+	return h
+}
+
+// slowCommit is how long a commit may take before it is reported. An SD card
+// that tidies up takes a second now and then.
+const slowCommit = 5 * time.Second

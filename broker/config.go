@@ -1,0 +1,111 @@
+package broker
+
+import (
+	"errors"
+	"fmt"
+	"math"
+	"net"
+
+	"penstock/internal/units"
+)
+
+// Config is the [broker] section of the configuration file.
+type Config struct {
+	Anonymous        string           `toml:"anonymous"`          // who may connect without a user name: "none", "loopback" or "all"
+	MaxConnections   int              `toml:"max_connections"`    // connections in all
+	ConnectTimeout   units.Duration   `toml:"connect_timeout"`    // from accept to CONNACK
+	WriteTimeout     units.Duration   `toml:"write_timeout"`      // a client that takes no byte for so long is disconnected
+	MaxPacket        units.Bytes      `toml:"max_packet"`         // largest packet taken from a signed-in client
+	MaxConnect       units.Bytes      `toml:"max_connect"`        // largest CONNECT
+	MaxTopicBytes    int              `toml:"max_topic_bytes"`    // length of a topic name or filter
+	MaxTopicLevels   int              `toml:"max_topic_levels"`   // levels of a topic name or filter
+	MaxSubscriptions int              `toml:"max_subscriptions"`  // per client
+	ReceiveMaximum   int              `toml:"receive_maximum"`    // PUBLISH packets of QoS 1 and 2 that a client may have unacknowledged
+	Window           int              `toml:"window"`             // deliveries of QoS 1 and 2 in flight to a client
+	MaxQueueMessages int              `toml:"max_queue_messages"` // waiting for one client
+	MaxQueueBytes    units.Bytes      `toml:"max_queue_bytes"`    // waiting for one client: topics, payloads and properties
+	SessionExpiry    units.Duration   `toml:"session_expiry"`     // longest Session Expiry Interval, and that of MQTT 3.x sessions
+	WillGrace        units.Duration   `toml:"will_grace"`         // after a restart, wills of clients that did not come back
+	Listeners        []ListenerConfig `toml:"listener"`
+}
+
+// ListenerConfig is one [[broker.listener]].
+type ListenerConfig struct {
+	Name    string `toml:"name"`
+	Address string `toml:"address"` // host:port; an empty host is every address of the machine
+}
+
+// DefaultConfig returns the defaults.
+func DefaultConfig() Config {
+	return Config{
+		Anonymous:        "loopback",
+		MaxConnections:   10000,
+		ConnectTimeout:   units.Duration(10e9),
+		WriteTimeout:     units.Duration(120e9),
+		MaxPacket:        1 << 20,
+		MaxConnect:       128 << 10,
+		MaxTopicBytes:    4096,
+		MaxTopicLevels:   128,
+		MaxSubscriptions: 10000,
+		ReceiveMaximum:   1000,
+		Window:           256,
+		MaxQueueMessages: 1000000,
+		MaxQueueBytes:    64 << 20,
+		SessionExpiry:    units.Duration(30 * 24 * 3600e9),
+		WillGrace:        units.Duration(30e9),
+		Listeners:        []ListenerConfig{{Name: "tcp", Address: ":1883"}},
+	}
+}
+
+// Validate returns an error that names the key whose value cannot work.
+func (c Config) Validate() error {
+	switch c.Anonymous {
+	case "none", "loopback", "all":
+	default:
+		return fmt.Errorf(`broker.anonymous: %q is none of "none", "loopback", "all"`, c.Anonymous)
+	}
+	err := errors.Join(
+		within("max_connections", c.MaxConnections, 1, 1000000),
+		within("connect_timeout", c.ConnectTimeout, 1e8, 600e9),
+		within("write_timeout", c.WriteTimeout, 1e9, 86400e9),
+		within("max_packet", c.MaxPacket, 1<<10, 256<<20),
+		within("max_connect", c.MaxConnect, 1<<10, 1<<20),
+		within("max_topic_bytes", c.MaxTopicBytes, 16, 65535),
+		within("max_topic_levels", c.MaxTopicLevels, 4, 65535),
+		within("max_subscriptions", c.MaxSubscriptions, 1, 1000000),
+		within("receive_maximum", c.ReceiveMaximum, 1, 65535),
+		within("window", c.Window, 1, 65535),
+		within("max_queue_messages", c.MaxQueueMessages, 1, 100000000),
+		within("max_queue_bytes", c.MaxQueueBytes, 1<<10, 1<<40),
+		within("session_expiry", c.SessionExpiry, 1e9, 36500*24*3600e9),
+		within("will_grace", c.WillGrace, 0, 86400e9),
+	)
+	if err != nil {
+		return err
+	}
+	names := map[string]bool{}
+	for i, l := range c.Listeners {
+		if l.Name == "" || names[l.Name] {
+			return fmt.Errorf("broker.listener[%d].name: %q is empty or used twice", i, l.Name)
+		}
+		names[l.Name] = true
+		if _, _, err := net.SplitHostPort(l.Address); err != nil {
+			return fmt.Errorf("broker.listener[%d].address: %q is not host:port", i, l.Address)
+		}
+	}
+	if len(c.Listeners) == 0 {
+		return fmt.Errorf("broker.listener: none is configured")
+	}
+	return nil
+}
+
+// within returns an error that names the key unless lo <= v <= hi.
+func within[T int | units.Duration | units.Bytes](key string, v, lo, hi T) error {
+	if v < lo || v > hi {
+		return fmt.Errorf("broker.%s: %v is not between %v and %v", key, v, lo, hi)
+	}
+	return nil
+}
+
+// queueBytes is MaxQueueBytes as an int, which on a 32-bit machine is less.
+func (c *Config) queueBytes() int { return int(min(int64(c.MaxQueueBytes), math.MaxInt)) }

@@ -1,0 +1,74 @@
+package broker
+
+import (
+	"net"
+	"time"
+
+	"penstock/storage"
+)
+
+// Message is what a caller inside the process publishes.
+type Message struct {
+	Topic   string // topic name, no wildcards, not below "$"
+	Payload []byte // owned by the broker from the call on
+	QoS     byte   // 0, 1 or 2
+	Retain  bool
+}
+
+// ClientInfo describes one connected client at one moment.
+type ClientInfo struct {
+	ID             string // client identifier, as sent or as assigned
+	Username       string // empty for an anonymous client
+	Address        string // remote address, host:port
+	Listener       string // name of the listener it came through
+	Protocol       byte   // 3 (MQTT 3.1), 4 (3.1.1) or 5
+	Connected      time.Time
+	CleanStart     bool // Clean Session (3.x) or Clean Start (5) of its CONNECT
+	Subscriptions  int
+	QueuedMessages int // waiting for it or in flight to it
+}
+
+// ListenerInfo is one bound listener.
+type ListenerInfo struct {
+	Name string
+	Addr net.Addr // the real address, also where ":0" was asked for
+}
+
+// Health says whether the broker keeps its promise right now.
+type Health struct {
+	Ready    bool     // it accepts clients and can make durable what it acknowledges
+	Degraded bool     // it serves, but something needs attention
+	Reasons  []string // why, in words for a person; empty when all is well
+}
+
+// Stats is a snapshot of the broker's counters. Counters count since the
+// start of the process and never go back; arrays are indexed by QoS.
+type Stats struct {
+	Started          time.Time
+	Connections      int64 // connected clients now
+	ConnectionsTotal uint64
+	Sessions         int64 // sessions now, connected or not
+	Subscriptions    int64
+	Retained         int64
+
+	MessagesIn  [3]uint64 // PUBLISH packets received
+	MessagesOut [3]uint64 // PUBLISH packets sent
+	BytesIn     [3]uint64 // whole size of those packets, bytes
+	BytesOut    [3]uint64
+
+	Dropped map[string]uint64 // deliveries not made, by cause (see dropCauses)
+
+	QueueMessages int64 // waiting for subscribers or in flight to them
+	QueueBytes    int64 // topic, payload and properties of those, bytes
+
+	Journal storage.JournalStats
+}
+
+// Packets returns how many PUBLISH packets came and went, at any QoS.
+func (s Stats) Packets() uint64 {
+	n := uint64(0)
+	for q := range 3 {
+		n += s.MessagesIn[q] + s.MessagesOut[q]
+	}
+	return n
+}

@@ -1,0 +1,629 @@
+package broker
+
+import (
+	"errors"
+	"fmt"
+	"log/slog"
+	"math/rand/v2"
+	"os"
+	"slices"
+	"strconv"
+	"strings"
+	"testing"
+	"time"
+
+	"penstock/storage"
+	"penstock/storage/storagetest"
+)
+
+// The model checker runs the real session, ticket and journal code against
+// clients that keep MQTT's rules to the letter, over a store that loses what
+// was not committed. Every step is drawn from a seed: a packet moves, a commit
+// runs or fails, a connection breaks, the power goes. Then the run is brought
+// to rest and the promises of docs/delivery.md are checked.
+
+// In half of the runs packet identifiers are scarce, so that they come round to
+// the same ones often; block and window are small against them, as they are in
+// the product. In the other half there are plenty, and clients acknowledge on
+// the next connection what they received on the last one: that is only safe
+// while identifiers do not come round within a moment.
+const (
+	scarceIDs   = 16
+	plentyIDs   = 4096
+	modelBlock  = 3
+	modelWindow = 3
+)
+
+type simPacket struct {
+	kind   byte
+	id     uint16
+	qos    byte
+	dup    bool
+	retain bool
+	from   int // publisher
+	n      int // its message's number
+}
+
+// simMessage is a message that a client publishes and has not finished.
+type simMessage struct {
+	n, id  int
+	qos    byte
+	retain bool
+	pubrel bool // PUBREC received: only the PUBREL is repeated
+}
+
+type simClient struct {
+	w        *sim
+	index    int
+	name     string
+	conn     *simConn
+	persists bool // a CONNACK for a persistent session has come
+	subQoS   byte // 0: does not subscribe
+	subSent  bool
+	subAcked bool
+	clean    bool // Clean Start until a CONNACK comes
+	unsub    bool // UNSUBSCRIBE sent, no UNSUBACK
+
+	sent    int             // messages published so far
+	out     []*simMessage   // unfinished, in order
+	acked   map[int]byte    // message number → QoS
+	need    map[int][]int   // message number → subscribers whose SUBACK came before it was sent
+	maxRet  int             // highest acknowledged retained message
+	slow    bool            // withholds some acknowledgements
+	held    []simPacket     // PUBLISH packets received and not yet acknowledged
+	late    map[uint16]bool // acknowledged on this connection what the last one brought
+	qos2    map[uint16]bool
+	got     map[[2]int]int // (publisher, number) → times
+	highest map[[2]int]int // (publisher, QoS) → highest number seen
+}
+
+// simConn is one connection: link and owner to the broker, two queues of
+// packets to the client.
+type simConn struct {
+	c        *simClient
+	acks     ackQueue
+	sess     *session
+	present  bool
+	durable  <-chan struct{}
+	up       bool
+	closed   bool
+	toClient []simPacket
+	toBroker []simPacket
+}
+
+func (k *simConn) room() bool        { return len(k.toClient) < 8 }
+func (k *simConn) roomQoS0() bool    { return true }
+func (k *simConn) flush()            {}
+func (k *simConn) farewell() leaving { return leaving{} }
+
+func (k *simConn) takeOver(byte) <-chan struct{} {
+	k.close()
+	done := make(chan struct{})
+	close(done)
+	return done
+}
+
+func (k *simConn) close() {
+	k.closed = true
+	k.toClient, k.toBroker = nil, nil
+}
+
+func (k *simConn) sendPublish(m *storage.Message, qos byte, dup, retain bool, id uint16, _ []uint32, _ *batch) bool {
+	k.send(simPacket{kind: typePublish, id: id, qos: qos, dup: dup, retain: retain, from: int(m.Payload[0]), n: int(m.Payload[1])})
+	return true
+}
+
+func (k *simConn) sendAck(kind byte, id uint16, _ byte, _ []byte, _ *batch) {
+	k.send(simPacket{kind: kind, id: id})
+}
+
+func (k *simConn) send(p simPacket) {
+	if !k.closed {
+		k.toClient = append(k.toClient, p)
+	}
+}
+
+type sim struct {
+	rng     *rand.Rand
+	cfg     Config
+	scfg    storage.Config
+	log     *slog.Logger
+	store   *storagetest.Memory
+	journal *storage.Journal
+	plane   *plane
+	clients []*simClient
+	cut     bool // the power goes during the commit that runs
+	calm    bool // nothing fails any more
+	ids     uint64
+	steps   int
+	cuts    int
+	failure string
+	trace   *strings.Builder // nil: none
+}
+
+func (w *sim) note(format string, args ...any) {
+	if w.trace != nil {
+		fmt.Fprintf(w.trace, format+"\n", args...)
+	}
+}
+
+func (w *sim) fail(format string, args ...any) {
+	if w.failure == "" {
+		w.failure = fmt.Sprintf(format, args...)
+		w.note("FAILURE: %s", w.failure)
+	}
+}
+
+func newSim(seed uint64, trace *strings.Builder) *sim {
+	w := &sim{rng: rand.New(rand.NewPCG(seed, 1)), cfg: DefaultConfig(), log: slog.New(slog.DiscardHandler), store: &storagetest.Memory{}, trace: trace}
+	w.cfg.Window = modelWindow
+	w.ids = []uint64{scarceIDs, plentyIDs}[seed%2]
+	w.cfg.WillGrace = 0
+	w.store.BeforeCommit = func() bool { return w.chance(40) && w.breakCommit() }
+	w.store.AfterCommit = func() bool { return w.chance(40) && w.breakCommit() }
+	w.store.Fails = func() bool { return w.chance(100) }
+	w.boot()
+	for i := range 3 {
+		c := &simClient{
+			w: w, index: i, name: "c" + strconv.Itoa(i), acked: map[int]byte{}, need: map[int][]int{}, maxRet: -1,
+			qos2: map[uint16]bool{}, got: map[[2]int]int{}, highest: map[[2]int]int{},
+		}
+		if i < 2 {
+			c.subQoS = byte(1 + w.rng.IntN(2))
+		}
+		c.slow = w.rng.IntN(2) == 0
+		w.clients = append(w.clients, c)
+	}
+	return w
+}
+
+func (w *sim) chance(n int) bool { return !w.calm && w.rng.IntN(n) == 0 }
+
+// breakCommit makes the commit that runs fail, and decides whether the power
+// goes with it.
+func (w *sim) breakCommit() bool {
+	w.cut = w.rng.IntN(2) == 0
+	return true
+}
+
+// boot starts a broker on what the store remembers.
+func (w *sim) boot() {
+	w.journal = storage.NewJournal(w.store, w.scfg, w.log)
+	w.plane = newPlane(&w.cfg, w.journal, w.log)
+	w.plane.ids, w.plane.block = w.ids, modelBlock
+	if err := w.plane.restore(); err != nil {
+		w.fail("restore: %v", err)
+	}
+}
+
+// power cuts the power: RAM and connections are gone.
+func (w *sim) power() {
+	w.cuts++
+	w.note("power cut")
+	for _, c := range w.clients {
+		c.lost()
+	}
+	w.boot()
+}
+
+func (w *sim) commit() {
+	w.cut = false
+	err := w.journal.Commit()
+	w.note("commit: %v", err)
+	if err != nil && !errors.Is(err, storagetest.ErrCut) {
+		w.fail("commit: %v", err)
+	}
+	if w.cut {
+		w.power()
+	}
+}
+
+// lost is the client's view of a broken connection.
+func (c *simClient) lost() {
+	if c.conn != nil {
+		c.conn.close()
+		c.conn = nil
+	}
+}
+
+// drop breaks a connection, and lets the broker notice.
+func (c *simClient) drop() {
+	k := c.conn
+	c.lost()
+	if k.sess != nil {
+		var b batch
+		unlock := c.w.plane.lockID(c.name)
+		c.w.plane.leave(k.sess, k, leaving{}, &b)
+		unlock()
+	}
+	c.w.note("%s: connection lost", c.name)
+}
+
+func (c *simClient) connect() {
+	c.lost() // a connection that is still there is taken over
+	k := &simConn{c: c}
+	c.conn = k
+	var b batch
+	if c.w.chance(6) {
+		c.clean = true
+	}
+	if c.clean {
+		c.persists, c.held, c.out, c.qos2, c.late = false, nil, nil, map[uint16]bool{}, map[uint16]bool{}
+		c.subSent, c.subAcked, c.unsub = false, false, false
+		c.unneed()
+	}
+	window := 1 + c.w.rng.IntN(modelWindow)
+	k.sess, k.present, k.durable = c.w.plane.open(k, opening{clientID: c.name, version: 4, expiry: 1000, window: window, cleanStart: c.clean}, &b)
+	c.w.note("%s: connects", c.name)
+	c.w.connack(k)
+}
+
+// unneed takes the client off the lists of who must get what: it has asked to
+// get nothing more.
+func (c *simClient) unneed() {
+	for _, o := range c.w.clients {
+		for n, l := range o.need {
+			o.need[n] = slices.DeleteFunc(slices.Clone(l), func(i int) bool { return i == c.index })
+		}
+	}
+}
+
+// connack completes a connection once what CONNACK says is durable.
+func (w *sim) connack(k *simConn) {
+	if k.up || k.closed {
+		return
+	}
+	if k.durable != nil {
+		select {
+		case <-k.durable:
+		default:
+			return
+		}
+	}
+	k.up = true
+	p := simPacket{kind: typeConnack}
+	if k.present {
+		p.n = 1
+	}
+	k.send(p)
+	k.acks.link = k
+	var b batch
+	k.sess.attach(k, &k.acks, &b)
+	w.note("%s: up, session present %v", k.c.name, k.present)
+}
+
+// handle lets the broker handle the next packet of a client.
+func (c *simClient) handle() {
+	k, w := c.conn, c.w
+	w.cut = false
+	p := k.toBroker[0]
+	k.toBroker = k.toBroker[1:]
+	w.note("%s → broker: %+v", c.name, p)
+	var b batch
+	switch p.kind {
+	case typePublish:
+		topic := "t/" + strconv.Itoa(c.index)
+		m := &storage.Message{Topic: topic, Payload: []byte{byte(p.from), byte(p.n)}, QoS: p.qos, Retain: p.retain}
+		w.plane.accept(k.sess, &k.acks, w.plane.routesFor(topic), m, p.id, &b)
+	case typePuback:
+		k.sess.puback(p.id, &b)
+	case typePubrec:
+		k.sess.pubrec(p.id, 0, &b)
+	case typePubrel:
+		k.sess.pubrel(p.id, &k.acks, &b)
+	case typePubcomp:
+		k.sess.pubcomp(p.id, &b)
+	case typeUnsubscribe:
+		w.plane.unsubscribe(k.sess, &k.acks, p.id, []string{"t/#"}, &b)
+	case typeSubscribe:
+		w.plane.subscribe(k.sess, &k.acks, p.id, 0, []filterRequest{{filter: "t/#", options: c.subQoS | 2<<4}}, &b)
+	}
+	if w.cut { // only a defect that is put in commits here
+		w.power()
+	}
+}
+
+// receive lets a client handle the next packet of the broker.
+func (c *simClient) receive() {
+	k, w := c.conn, c.w
+	full := !k.room()
+	p := k.toClient[0]
+	k.toClient = k.toClient[1:]
+	w.note("broker → %s: %+v", c.name, p)
+	switch p.kind {
+	case typeConnack:
+		if c.persists && p.n == 0 {
+			w.fail("%s: session is gone", c.name)
+		}
+		if c.clean && p.n == 1 {
+			w.fail("%s: session present after clean start", c.name)
+		}
+		c.persists, c.clean = true, false
+		c.late = map[uint16]bool{}
+		for _, h := range c.held { // acknowledged late, on the next connection
+			if h.qos == 1 && w.ids == plentyIDs {
+				c.late[h.id] = true
+				k.toBroker = append(k.toBroker, simPacket{kind: typePuback, id: h.id})
+			}
+		}
+		c.held = nil
+		for _, m := range c.out {
+			if m.pubrel {
+				k.toBroker = append(k.toBroker, simPacket{kind: typePubrel, id: uint16(m.id)})
+			} else {
+				k.toBroker = append(k.toBroker, simPacket{kind: typePublish, id: uint16(m.id), qos: m.qos, dup: true, retain: m.retain, from: c.index, n: m.n})
+			}
+		}
+		if c.unsub {
+			k.toBroker = append(k.toBroker, simPacket{kind: typeUnsubscribe, id: 98})
+		} else if c.subSent && !c.subAcked {
+			k.toBroker = append(k.toBroker, simPacket{kind: typeSubscribe, id: 99})
+		}
+	case typeSuback:
+		if c.subSent && !c.unsub {
+			c.subAcked = true
+		}
+	case typeUnsuback:
+		c.unsub, c.subSent = false, false
+	case typePuback, typePubrec:
+		for i, m := range c.out {
+			if m.id != int(p.id) {
+				continue
+			}
+			if p.kind == typePuback && m.qos != 1 || p.kind == typePubrec && m.qos != 2 {
+				w.fail("%s: acknowledgement %d for a message of QoS %d", c.name, p.kind, m.qos)
+			}
+			c.acked[m.n] = m.qos
+			if m.retain {
+				c.maxRet = max(c.maxRet, m.n)
+			}
+			if m.qos == 1 {
+				c.out = slices.Delete(c.out, i, i+1)
+			} else {
+				m.pubrel = true
+				k.toBroker = append(k.toBroker, simPacket{kind: typePubrel, id: p.id})
+			}
+			break
+		}
+	case typePubcomp:
+		c.out = slices.DeleteFunc(c.out, func(m *simMessage) bool { return m.id == int(p.id) && m.pubrel })
+	case typePubrel:
+		delete(c.qos2, p.id)
+		k.toBroker = append(k.toBroker, simPacket{kind: typePubcomp, id: p.id})
+	case typePublish:
+		c.delivered(p)
+	}
+	if full && !k.closed && k.room() {
+		var b batch
+		k.sess.drained(&b)
+	}
+}
+
+func (c *simClient) delivered(p simPacket) {
+	w := c.w
+	for _, h := range c.held {
+		if h.id == p.id && (h.from != p.from || h.n != p.n) {
+			w.fail("%s: identifier %d is used for %d/%d while %d/%d has it", c.name, p.id, p.from, p.n, h.from, h.n)
+		}
+	}
+	fresh := true
+	if p.qos == 2 {
+		fresh = !c.qos2[p.id]
+		c.qos2[p.id] = true
+	}
+	if fresh {
+		key := [2]int{p.from, p.n}
+		c.got[key]++
+		if p.qos == 2 && c.got[key] > 1 {
+			w.fail("%s: message %d/%d came twice at QoS 2", c.name, p.from, p.n)
+		}
+		// A message first sent before the subscription was there may come late,
+		// when its publisher sends it again.
+		if c.got[key] == 1 && slices.Contains(w.clients[p.from].need[p.n], c.index) {
+			line := [2]int{p.from, int(p.qos)}
+			if last, ok := c.highest[line]; ok && p.n < last {
+				w.fail("%s: message %d/%d came after %d", c.name, p.from, p.n, last)
+			}
+			c.highest[line] = p.n
+		}
+	}
+	c.held = append(c.held, p)
+	if !c.slow || c.late[p.id] || w.rng.IntN(4) > 0 {
+		c.acknowledge(len(c.held) - 1)
+	}
+}
+
+// acknowledge sends the acknowledgement of a held message.
+func (c *simClient) acknowledge(i int) {
+	p := c.held[i]
+	c.held = slices.Delete(c.held, i, i+1)
+	kind := byte(typePuback)
+	if p.qos == 2 {
+		kind = typePubrec
+	}
+	c.conn.toBroker = append(c.conn.toBroker, simPacket{kind: kind, id: p.id})
+}
+
+func (c *simClient) publish() {
+	if len(c.out) >= 3 || c.sent >= 20 {
+		return
+	}
+	id := 1
+	for slices.ContainsFunc(c.out, func(m *simMessage) bool { return m.id == id }) {
+		id++ // the lowest one free, so that identifiers come back soon
+	}
+	m := &simMessage{n: c.sent, id: id, qos: byte(1 + c.w.rng.IntN(2))}
+	// Order is promised per QoS: a QoS 1 message that is sent again may well
+	// replace a QoS 2 message that came after its first copy.
+	m.retain = m.qos == 1 && c.w.rng.IntN(3) == 0
+	c.sent++
+	c.out = append(c.out, m)
+	for _, s := range c.w.clients {
+		if s.subAcked {
+			c.need[m.n] = append(c.need[m.n], s.index)
+		}
+	}
+	c.conn.toBroker = append(c.conn.toBroker, simPacket{kind: typePublish, id: uint16(id), qos: m.qos, retain: m.retain, from: c.index, n: m.n})
+}
+
+// step does one thing at random.
+func (w *sim) step() {
+	w.steps++
+	c := w.clients[w.rng.IntN(len(w.clients))]
+	if c.conn != nil {
+		w.connack(c.conn)
+	}
+	switch d := w.rng.IntN(100); {
+	case d < 8:
+		w.commit()
+	case w.chance(250):
+		w.power()
+	case c.conn == nil:
+		c.connect()
+	case w.chance(80):
+		c.drop()
+	case w.chance(200):
+		c.connect()
+	case !c.conn.up || c.persists && len(c.conn.toClient) > 0 && c.conn.toClient[0].kind == typeConnack || d < 45:
+		if len(c.conn.toClient) > 0 {
+			c.receive()
+		}
+	case c.subAcked && c.persists && w.chance(60):
+		c.subAcked, c.unsub = false, true
+		c.unneed()
+		c.conn.toBroker = append(c.conn.toBroker, simPacket{kind: typeUnsubscribe, id: 98})
+	case c.subQoS > 0 && c.persists && !c.subSent && d < 60:
+		c.subSent = true
+		c.conn.toBroker = append(c.conn.toBroker, simPacket{kind: typeSubscribe, id: 99})
+	case d < 78:
+		if len(c.conn.toBroker) > 0 {
+			c.handle()
+		}
+	case d < 93:
+		if c.persists {
+			c.publish()
+		}
+	default:
+		if len(c.held) > 0 && (w.calm || w.rng.IntN(8) == 0) {
+			c.acknowledge(w.rng.IntN(len(c.held)))
+		}
+	}
+}
+
+// rest lets everything that is under way come to its end, with nothing failing.
+func (w *sim) rest() {
+	w.calm = true
+	for range 3 {
+		for idle := 0; idle < 3 && w.failure == ""; {
+			idle++
+			for _, c := range w.clients {
+				if c.conn == nil {
+					c.connect()
+					idle = 0
+				}
+				w.connack(c.conn)
+				for len(c.conn.toClient) > 0 {
+					c.receive()
+					idle = 0
+				}
+				for len(c.held) > 0 {
+					c.acknowledge(0)
+					idle = 0
+				}
+				for len(c.conn.toBroker) > 0 {
+					c.handle()
+					idle = 0
+				}
+			}
+			if _, any := w.journal.Pending(); any {
+				idle = 0
+			}
+			w.commit() // also when only a failed group is left
+		}
+	}
+}
+
+// check checks the promises after rest.
+func (w *sim) check() {
+	for _, c := range w.clients {
+		if len(c.out) > 0 {
+			w.fail("%s: message %d was never acknowledged to the end", c.name, c.out[0].n)
+		}
+		for n := range c.acked {
+			for _, s := range c.need[n] {
+				if w.clients[s].got[[2]int{c.index, n}] == 0 {
+					w.fail("message %d/%d was acknowledged and is lost to %s", c.index, n, w.clients[s].name)
+				}
+			}
+		}
+	}
+	for _, s := range w.plane.all() {
+		if s.live != 0 || len(s.inbound) != 0 {
+			w.fail("%s: %d deliveries and %d identifiers are left over", s.clientID, s.live, len(s.inbound))
+		}
+	}
+	w.power() // what is retained must be in the store
+	for _, c := range w.clients {
+		m := w.plane.Retained("t/" + strconv.Itoa(c.index))
+		if c.maxRet >= 0 && (m == nil || int(m.Payload[1]) < c.maxRet) {
+			w.fail("%s: retained message %d was acknowledged and is not kept", c.name, c.maxRet)
+		}
+	}
+	w.commit() // a commit of unknown fate may have left a segment that only a restart finds
+	if img, err := w.store.Load(); err != nil || len(img.Segments) > 0 {
+		w.fail("%d segments are left over, error %v", len(img.Segments), err)
+	}
+}
+
+// runModel does one run and returns what went wrong, empty if nothing did.
+func runModel(seed uint64, trace *strings.Builder) (failure string, cuts int) {
+	w := newSim(seed, trace)
+	for range 400 {
+		if w.failure != "" {
+			return w.failure, w.cuts
+		}
+		w.step()
+	}
+	w.rest()
+	if w.failure == "" {
+		w.check()
+	}
+	return w.failure, w.cuts
+}
+
+// modelRuns returns how many runs a test does: under an emulator (-short) a
+// few, in a soak many.
+func modelRuns(n int) int {
+	switch runs, err := strconv.Atoi(os.Getenv("PENSTOCK_MODEL_RUNS")); {
+	case err == nil:
+		return runs
+	case os.Getenv("PENSTOCK_SOAK") != "":
+		return 20 * n
+	case testing.Short():
+		return n / 50
+	}
+	return n
+}
+
+func TestModel(t *testing.T) {
+	if s := os.Getenv("PENSTOCK_MODEL_SEED"); s != "" {
+		seed, err := strconv.ParseUint(s, 10, 64)
+		if err != nil {
+			t.Fatal(err)
+		}
+		var trace strings.Builder
+		failure, _ := runModel(seed, &trace)
+		t.Logf("%s\n%s", trace.String(), failure)
+		return
+	}
+	start, cuts := time.Now(), 0
+	n := modelRuns(100000)
+	for seed := range uint64(n) {
+		failure, c := runModel(seed, nil)
+		cuts += c
+		if failure != "" {
+			t.Fatalf("seed %d: %s (PENSTOCK_MODEL_SEED=%d shows every step)", seed, failure, seed)
+		}
+	}
+	t.Logf("%d runs, %d power cuts, %.0f runs a second", n, cuts, float64(n)/time.Since(start).Seconds())
+}

@@ -1,0 +1,513 @@
+package broker
+
+import (
+	"fmt"
+	"log/slog"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"penstock/storage"
+)
+
+// plane is the data plane: sessions, subscriptions, retained messages, wills
+// and the journal that makes them last. It knows neither sockets nor mochi;
+// connections reach it through their session and it reaches them as link.
+//
+// Locks are taken in this order: a client identifier's (lockID), the journal's
+// for commits and for pruning, plane.mu, sessMu, a share group's, a session's,
+// the journal's for its queue, an inbound identifier's, an acknowledgement
+// queue's, a connection's output. No session's lock is taken while another's
+// is held.
+type plane struct {
+	cfg     *Config
+	log     *slog.Logger
+	journal *storage.Journal
+	now     func() int64 // Unix milliseconds
+	ids     uint64       // packetIDs, less in the model checker
+	block   uint64       // ceilingBlock, less in the model checker
+
+	mu       sync.RWMutex // subscriptions and retained messages
+	subs     subIndex[*subscription]
+	retained topicTree[*storage.Message]
+	groups   map[string]*shareGroup
+	gen      atomic.Uint64 // changes whenever routes may change
+
+	sessMu   sync.Mutex
+	sessions map[string]*session
+	byID     map[storage.SessionID]*session
+	lastID   storage.SessionID
+	busyIDs  map[string]chan struct{} // client identifiers in the middle of a session change
+	unsaid   map[string]chan struct{} // sessions made or ended whose rows are not durable; closed when they are
+	wills    map[string]*will
+
+	acl      atomic.Pointer[acl]
+	stopping atomic.Bool
+
+	journalBatch batch // of the journal's goroutine
+	counters
+}
+
+// newPlane returns an empty data plane over journal.
+func newPlane(cfg *Config, journal *storage.Journal, log *slog.Logger) *plane {
+	p := &plane{
+		cfg:      cfg,
+		log:      log,
+		journal:  journal,
+		now:      func() int64 { return time.Now().UnixMilli() },
+		ids:      packetIDs,
+		block:    ceilingBlock,
+		groups:   make(map[string]*shareGroup),
+		sessions: make(map[string]*session),
+		byID:     make(map[storage.SessionID]*session),
+		busyIDs:  make(map[string]chan struct{}),
+		unsaid:   make(map[string]chan struct{}),
+		wills:    make(map[string]*will),
+	}
+	p.acl.Store(&acl{})
+	journal.Attach(p)
+	return p
+}
+
+// told returns the batch of the journal's goroutine, which Flush sends.
+func (p *plane) told() *batch { return &p.journalBatch }
+
+// Flush implements storage.State.
+func (p *plane) Flush() { p.journalBatch.flush() }
+
+// Progress implements storage.State.
+func (p *plane) Progress(id storage.SessionID) (storage.Progress, bool) {
+	p.sessMu.Lock()
+	s := p.byID[id]
+	p.sessMu.Unlock()
+	if s == nil {
+		return storage.Progress{}, false
+	}
+	return s.progress()
+}
+
+// ProgressStored implements storage.State.
+func (p *plane) ProgressStored(id storage.SessionID) {
+	p.sessMu.Lock()
+	s := p.byID[id]
+	p.sessMu.Unlock()
+	if s != nil {
+		s.progressStored(p.told())
+	}
+}
+
+// Retained implements storage.State.
+func (p *plane) Retained(topic string) *storage.Message {
+	p.mu.RLock()
+	defer p.mu.RUnlock()
+	m, _ := p.retained.get(topic)
+	return m
+}
+
+// restore fills the plane with what the store remembers. It runs before
+// anything else.
+func (p *plane) restore() error {
+	img, segs, err := p.journal.Load()
+	if err != nil {
+		return fmt.Errorf("restore state: %w", err)
+	}
+	now := time.Now()
+	for _, row := range img.Sessions {
+		s := &session{
+			plane: p, clientID: row.ClientID, id: row.ID, version: row.Protocol, expiry: row.Expiry, stale: noStale,
+			nextSeq: row.Ceiling, ceiling: row.Ceiling, reserved: row.Ceiling, left: now,
+		}
+		if fault(faultSeqReuse) {
+			s.nextSeq = row.Progress.Cursor
+		}
+		p.sessions[row.ClientID], p.byID[row.ID] = s, s
+		p.lastID = max(p.lastID, row.ID)
+	}
+	for _, row := range img.Subscriptions {
+		if s := p.byID[row.Session]; s != nil {
+			p.addSubscription(s, row.Filter, row.Options, row.Identifier)
+		}
+	}
+	for _, row := range img.Inbound {
+		if s := p.byID[row.Session]; s != nil {
+			if s.inbound == nil {
+				s.inbound = make(map[uint16]*inbound)
+			}
+			s.inbound[row.PacketID] = &inbound{safe: true}
+		}
+	}
+	for _, m := range img.Retained {
+		p.retained.put(m.Topic, m)
+	}
+	for _, w := range img.Wills {
+		if p.sessions[w.ClientID] == nil {
+			w.Delay = 0 // the session has ended, so its will waits no longer [MQTT-3.1.2-8]
+		}
+		p.wills[w.ClientID] = &will{msg: w.Message, delay: w.Delay, due: now.Add(p.cfg.WillGrace.D() + time.Duration(w.Delay)*time.Second)}
+	}
+	progress := make(map[storage.SessionID]*restored, len(img.Sessions))
+	for _, row := range img.Sessions {
+		progress[row.ID] = newRestored(row.Progress)
+	}
+	for i, row := range img.Segments {
+		claims := 0
+		err := storage.DecodeSegment(row.Body, func(r storage.Record) {
+			m := clone(r.Message) // or one of them would keep the whole segment in memory
+			for _, c := range r.Claims {
+				p.lastID = max(p.lastID, c.Session)
+				s := p.byID[c.Session]
+				if s == nil || !progress[c.Session].wants(c.Seq) {
+					continue
+				}
+				e := &entry{s: s, msg: m, seg: segs[i], seq: c.Seq, ids: c.Identifiers, qos: c.QoS, retain: c.Retain, durable: true}
+				if progress[c.Session].released[c.Seq] {
+					e.state, e.tried = released, true
+				}
+				s.queue.push(e)
+				claims++
+			}
+		})
+		if err != nil {
+			p.log.Error("segment is damaged, what could be read of it is kept", "err", err, "segment", row.ID)
+		}
+		segs[i].Keep(claims)
+	}
+	for _, s := range p.sessions {
+		// What is finished out of order stays known until the cursor passes
+		// it: its record may be in a segment that others still need.
+		for seq := range progress[s.id].finished {
+			s.queue.push(&entry{s: s, seq: seq, state: finished})
+		}
+		for _, twin := range s.queue.sort() {
+			if twin.seg != nil {
+				twin.seg.Release()
+			}
+		}
+		s.advance()
+		past, open := 0, 0
+		for i := range s.queue.len() {
+			if s.queue.at(i).state != queued {
+				past = i + 1
+			}
+		}
+		for i := range s.queue.len() {
+			e := s.queue.at(i)
+			if e.state == finished {
+				continue
+			}
+			open++
+			s.live++
+			s.bytes += e.msg.Size()
+			p.queueMessages.Add(1)
+			p.queueBytes.Add(int64(e.msg.Size()))
+			// What comes before a delivery that was finished or released was
+			// sent, and so may be what lay within the last connection's
+			// window [MQTT-3.3.1-1].
+			e.tried = i < past || open <= p.cfg.Window
+			s.nextSeq = max(s.nextSeq, e.seq+1)
+		}
+		if fault(faultSeqReuse) {
+			s.reserved, s.ceiling = s.nextSeq+p.block, s.nextSeq+p.block
+		}
+		s.reserve()
+	}
+	return nil
+}
+
+// restored is a session's progress, made for looking up.
+type restored struct {
+	cursor   uint64
+	finished map[uint64]bool
+	released map[uint64]bool
+}
+
+func newRestored(p storage.Progress) *restored {
+	r := &restored{cursor: p.Cursor, finished: make(map[uint64]bool, len(p.Finished)), released: make(map[uint64]bool, len(p.Released))}
+	for _, seq := range p.Finished {
+		r.finished[seq] = true
+	}
+	for _, seq := range p.Released {
+		r.released[seq] = true
+	}
+	return r
+}
+
+func (r *restored) wants(seq uint64) bool { return seq >= r.cursor && !r.finished[seq] }
+
+// opening is what a CONNECT asks of the data plane.
+type opening struct {
+	clientID   string
+	version    byte
+	cleanStart bool
+	expiry     uint32 // Session Expiry Interval, seconds; 0: the session ends with the connection
+	window     int    // deliveries in flight at most
+	who        principal
+	will       *will // nil: none
+}
+
+// lockID waits until no other connection is in the middle of taking or ending
+// the session of a client identifier, and returns the unlock.
+func (p *plane) lockID(id string) func() {
+	for {
+		p.sessMu.Lock()
+		busy := p.busyIDs[id]
+		if busy == nil {
+			done := make(chan struct{})
+			p.busyIDs[id] = done
+			p.sessMu.Unlock()
+			return func() {
+				p.sessMu.Lock()
+				delete(p.busyIDs, id)
+				p.sessMu.Unlock()
+				close(done)
+			}
+		}
+		p.sessMu.Unlock()
+		<-busy
+	}
+}
+
+// takeOverWait bounds how long a successor waits for the connection that it
+// takes a session from. That one's socket is closed by then; what is waited
+// for is the end of the packet that it is handling.
+const takeOverWait = 5 * time.Second
+
+// open gives o the session of a client, taking it from the connection that has
+// it, and reports whether there was one to go on with [MQTT-3.2.2-2]. What
+// CONNACK says is true once durable is closed; nil means that it is already.
+func (p *plane) open(o owner, c opening, b *batch) (s *session, present bool, durable <-chan struct{}) {
+	unlock := p.lockID(c.clientID)
+	defer unlock()
+	s = p.session(c.clientID)
+	if s != nil {
+		s.mu.Lock()
+		old := s.owner
+		s.mu.Unlock()
+		if old != nil {
+			timer := time.NewTimer(takeOverWait)
+			var how leaving
+			select {
+			case <-old.takeOver(reasonTakenOver):
+				how = old.farewell()
+			case <-timer.C:
+				p.log.Warn("connection that was taken over is still busy", "client", c.clientID)
+			}
+			timer.Stop()
+			p.leave(s, old, how, b)
+			s = p.session(c.clientID)
+		}
+	}
+	p.sessMu.Lock()
+	w := p.wills[c.clientID]
+	p.sessMu.Unlock()
+	switch {
+	case w == nil:
+	case w.who == nil: // from before a restart, and the client is back
+		p.disarm(c.clientID, w)
+	case s == nil || c.cleanStart: // the session that it belonged to has ended [MQTT-3.1.3-9]
+		p.fireWill(c.clientID, w, b)
+	default:
+		p.disarm(c.clientID, w)
+	}
+
+	if s != nil && c.cleanStart {
+		p.end(s, b)
+		s = nil
+	}
+	switch {
+	case s != nil:
+		present = true
+		s.mu.Lock()
+		changed := s.expiry != c.expiry || s.version != c.version
+		s.expiry, s.version = c.expiry, c.version
+		row := s.row()
+		s.mu.Unlock()
+		if changed && s.id != 0 {
+			p.putSession(row, p.settles(c.clientID))
+		}
+	default:
+		s = &session{plane: p, clientID: c.clientID, version: c.version, expiry: c.expiry, stale: noStale}
+		p.sessMu.Lock()
+		if c.expiry != 0 {
+			p.lastID++
+			s.id = p.lastID
+			s.ceiling, s.reserved = p.block, p.block
+			p.byID[s.id] = s
+		}
+		p.sessions[c.clientID] = s
+		p.sessMu.Unlock()
+		if s.id != 0 {
+			p.putSession(s.row(), p.settles(c.clientID))
+		}
+	}
+	s.mu.Lock()
+	s.owner, s.window, s.who = o, min(c.window, int(p.ids)), c.who
+	s.mu.Unlock()
+	if p.acl.Load().receive {
+		p.gen.Add(1) // rights of the same session may differ now
+	}
+	if c.will != nil {
+		p.arm(c.clientID, c.will)
+	}
+	p.sessMu.Lock()
+	defer p.sessMu.Unlock()
+	return s, present, p.unsaid[c.clientID]
+}
+
+// settles returns a waiter for the row of a client's session that is being
+// made or deleted. Whoever connects with the client identifier meanwhile waits
+// for the same.
+func (p *plane) settles(clientID string) storage.Waiter {
+	done := make(chan struct{})
+	p.sessMu.Lock()
+	p.unsaid[clientID] = done
+	p.sessMu.Unlock()
+	return storage.WaiterFunc(func() {
+		p.sessMu.Lock()
+		if p.unsaid[clientID] == done {
+			delete(p.unsaid, clientID)
+		}
+		p.sessMu.Unlock()
+		close(done)
+	})
+}
+
+func (p *plane) session(clientID string) *session {
+	p.sessMu.Lock()
+	defer p.sessMu.Unlock()
+	return p.sessions[clientID]
+}
+
+// row returns the session's row. s.mu is held, or s is not shared yet.
+func (s *session) row() storage.Session {
+	return storage.Session{ID: s.id, ClientID: s.clientID, Expiry: s.expiry, Protocol: s.version, Created: s.plane.now(), Ceiling: s.ceiling}
+}
+
+// putSession writes the row of a persistent session.
+func (p *plane) putSession(row storage.Session, done storage.Waiter) {
+	p.journal.Change(func(tx storage.Tx) error { return tx.PutSession(row) }, done)
+}
+
+// leaving says how a connection ended.
+type leaving struct {
+	clean     bool // DISCONNECT without a will [MQTT-3.14.4-3]
+	hasExpiry bool // DISCONNECT changed the Session Expiry Interval
+	expiry    uint32
+}
+
+// leave takes the session from o, whose connection is gone. It does nothing if
+// o does not have it (any more).
+func (p *plane) leave(s *session, o owner, l leaving, b *batch) {
+	if !s.detach(o) {
+		return
+	}
+	s.mu.Lock()
+	if l.hasExpiry && l.expiry != s.expiry {
+		s.expiry = l.expiry
+		if s.id != 0 {
+			p.putSession(s.row(), nil)
+		}
+	}
+	expiry := s.expiry
+	s.mu.Unlock()
+
+	p.sessMu.Lock()
+	w := p.wills[s.clientID]
+	p.sessMu.Unlock()
+	switch {
+	case w == nil:
+	case l.clean:
+		p.disarm(s.clientID, w)
+	case p.stopping.Load(): // stored: published after the restart, unless the client is back by then (3.1.2.5)
+	case w.delay == 0 || expiry == 0:
+		p.fireWill(s.clientID, w, b)
+	default:
+		p.sessMu.Lock()
+		w.due = time.Now().Add(time.Duration(min(w.delay, expiry)) * time.Second)
+		p.sessMu.Unlock()
+	}
+	if expiry == 0 {
+		p.end(s, b)
+	}
+}
+
+// end ends a session: its subscriptions, its queue and its row go.
+func (p *plane) end(s *session, b *batch) {
+	p.sessMu.Lock()
+	if p.sessions[s.clientID] == s {
+		delete(p.sessions, s.clientID)
+	}
+	delete(p.byID, s.id)
+	p.sessMu.Unlock()
+	p.mu.Lock()
+	if len(s.subs) > 0 {
+		for _, sub := range s.subs {
+			p.removeSubscription(sub)
+		}
+		clear(s.subs)
+		p.gen.Add(1)
+	}
+	p.mu.Unlock()
+	s.mu.Lock()
+	s.end(b)
+	s.mu.Unlock()
+	if s.id != 0 {
+		id := s.id
+		p.journal.Change(func(tx storage.Tx) error { return tx.DeleteSession(id) }, p.settles(s.clientID))
+	}
+}
+
+// sweep ends sessions whose expiry interval has passed and sends wills that
+// are due. It is called about once a second.
+func (p *plane) sweep(now time.Time, b *batch) {
+	p.sessMu.Lock()
+	var expired []*session
+	for _, s := range p.sessions {
+		s.mu.Lock()
+		if s.expired(now) {
+			expired = append(expired, s)
+		}
+		s.mu.Unlock()
+	}
+	due := make(map[string]*will)
+	for id, w := range p.wills {
+		if !w.due.IsZero() && !now.Before(w.due) {
+			due[id] = w
+		}
+	}
+	p.sessMu.Unlock()
+	for id, w := range due {
+		unlock := p.lockID(id)
+		if !p.connected(id) {
+			p.fireWill(id, w, b)
+		}
+		unlock()
+	}
+	for _, s := range expired {
+		unlock := p.lockID(s.clientID)
+		s.mu.Lock()
+		still := s.expired(now) && !s.ended // the client may have been here meanwhile
+		s.mu.Unlock()
+		if still {
+			p.log.Warn("session expired, what waited for it is dropped", "client", s.clientID, "messages", s.waiting())
+			p.sessMu.Lock()
+			w := p.wills[s.clientID]
+			p.sessMu.Unlock()
+			if w != nil {
+				p.fireWill(s.clientID, w, b) // [MQTT-3.1.2-8]: the session's end comes before the delay's
+			}
+			p.end(s, b)
+		}
+		unlock()
+	}
+}
+
+func (p *plane) connected(clientID string) bool {
+	s := p.session(clientID)
+	if s == nil {
+		return false
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.owner != nil
+}

@@ -1,0 +1,371 @@
+package broker
+
+import (
+	"bytes"
+	"slices"
+	"sync"
+	"sync/atomic"
+
+	"penstock/storage"
+)
+
+// route is one session that a topic's messages go to. Overlapping
+// subscriptions of a session are one route: it gets one copy, at their highest
+// QoS and with all their identifiers (3.3.4).
+type route struct {
+	s     *session
+	qos   byte // highest QoS of the subscriptions
+	keep  bool // Retain As Published
+	ids   []uint32
+	local []*subscription // all of them, where any has No Local; else nil
+}
+
+// routes is what a topic's messages meet. It is immutable, and valid as long
+// as the plane's generation is the same.
+type routes struct {
+	gen    uint64
+	direct []route
+	shared []*shareGroup
+}
+
+// routesFor returns the routes of a topic.
+func (p *plane) routesFor(topic string) *routes {
+	p.mu.RLock()
+	defer p.mu.RUnlock()
+	return p.routesLocked(topic)
+}
+
+// routesLocked is routesFor with p.mu held.
+func (p *plane) routesLocked(topic string) *routes {
+	r := &routes{gen: p.gen.Load()}
+	acl := p.acl.Load()
+	at := make(map[*session]int)
+	p.subs.match(topic, func(sub *subscription) {
+		if sub.group != nil {
+			r.shared = append(r.shared, sub.group)
+			return
+		}
+		s := sub.session
+		i, ok := at[s]
+		if !ok {
+			if acl.receive && !acl.allows(s.principal(), actionReceive, topic) {
+				return
+			}
+			i = len(r.direct)
+			at[s] = i
+			r.direct = append(r.direct, route{s: s})
+		}
+		d := &r.direct[i]
+		d.local = append(d.local, sub)
+		d.merge(sub)
+	})
+	for i := range r.direct {
+		if !slices.ContainsFunc(r.direct[i].local, (*subscription).noLocal) {
+			r.direct[i].local = nil
+		}
+	}
+	return r
+}
+
+func (d *route) merge(sub *subscription) {
+	d.qos = max(d.qos, sub.options&3)
+	d.keep = d.keep || sub.options&8 != 0
+	if sub.identifier != 0 {
+		d.ids = append(d.ids, sub.identifier)
+	}
+}
+
+// withoutLocal returns the route as it is for the session's own messages.
+func (d *route) withoutLocal() (route, bool) {
+	out, any := route{s: d.s}, false
+	for _, sub := range d.local {
+		if !sub.noLocal() {
+			out.merge(sub)
+			any = true
+		}
+	}
+	return out, any
+}
+
+// receipt is how one received PUBLISH is acknowledged: what must be safe is
+// gathered in its ticket, what must be stored in its publication. The ticket
+// is made when the first thing has to be waited for.
+type receipt struct {
+	acks *ackQueue // nil: nobody waits
+	kind byte
+	id   uint16
+	t    *ticket
+	pub  *storage.Publication
+}
+
+func (r *receipt) ticket() *ticket {
+	if r.t == nil && r.acks != nil {
+		r.t = r.acks.issue(r.kind, r.id, 0)
+	}
+	return r.t
+}
+
+func (r *receipt) publication(m *storage.Message) *storage.Publication {
+	if r.pub == nil {
+		r.pub = &storage.Publication{Message: m}
+	}
+	return r.pub
+}
+
+// ticketDone tells a ticket that the journal has committed what it owed.
+type ticketDone struct {
+	t *ticket
+	p *plane
+}
+
+func (d ticketDone) Committed() { d.t.release(d.p.told()) }
+
+// accept takes a PUBLISH of QoS 1 or 2 over from a client. m is only borrowed.
+// Its PUBACK or PUBREC leaves when every persistent session that shall get the
+// message has it safely, and the retained store where it is concerned.
+func (p *plane) accept(from *session, acks *ackQueue, rt *routes, m *storage.Message, id uint16, b *batch) {
+	r := receipt{acks: acks, kind: typePuback, id: id}
+	if fault(faultAckEarly) {
+		r.acks = &ackQueue{}
+	}
+	if m.QoS == 2 {
+		r.kind = typePubrec
+		in := from.receive(id, acks, b)
+		if in == nil {
+			return // the message was taken over before
+		}
+		t := r.ticket()
+		t.then = in.secured
+		if from.id != 0 {
+			m = clone(m)
+			t.owe()
+			pub := r.publication(m)
+			pub.Inbound = storage.Inbound{Session: from.id, PacketID: id}
+			if fault(faultSplitInbound) {
+				row := pub.Inbound
+				p.journal.Change(func(tx storage.Tx) error { return tx.PutInbound(row) }, ticketDone{t, p})
+				_ = p.journal.Commit() // what a commit does that falls between the two
+				r.pub = nil
+			} else {
+				pub.Done = ticketDone{t, p}
+			}
+		}
+	}
+	p.route(from, rt, m, b, &r)
+	if r.pub != nil {
+		p.journal.Publish(r.pub)
+	}
+	switch {
+	case r.t == nil:
+		acks.send(r.kind, id, 0, b)
+	case fault(faultAckEarly):
+		r.t.release(b)
+		acks.send(r.kind, id, 0, b)
+	default:
+		r.t.release(b)
+	}
+}
+
+// publish routes a message that no client sent. m is owned by the plane from
+// here on. done, where set, is called when the message is safe.
+func (p *plane) publish(from *session, m *storage.Message, b *batch, done func()) {
+	r := receipt{}
+	if done != nil {
+		r.acks = &ackQueue{}
+		t := r.ticket()
+		t.then = func(*batch) { done() }
+	}
+	p.route(from, p.routesFor(m.Topic), m, b, &r)
+	if r.pub != nil {
+		p.journal.Publish(r.pub)
+	}
+	if r.t != nil {
+		r.t.release(b)
+	}
+}
+
+// clone returns a message of its own memory, in one piece.
+func clone(m *storage.Message) *storage.Message {
+	c := *m
+	buf := make([]byte, len(m.Payload)+len(m.Properties))
+	n := copy(buf, m.Payload)
+	copy(buf[n:], m.Properties)
+	c.Payload = buf[:n:n]
+	c.Properties = buf[n:]
+	return &c
+}
+
+// route gives a message to everybody who shall have it. m is borrowed, and
+// cloned where it must be kept.
+func (p *plane) route(from *session, rt *routes, m *storage.Message, b *batch, r *receipt) {
+	kept := r.pub != nil // then m is a clone already
+	if m.Retain {
+		if !kept {
+			m, kept = clone(m), true
+		}
+		rt = p.retain(m, r)
+	}
+	for i := range rt.direct {
+		d := &rt.direct[i]
+		if d.local != nil && d.s == from {
+			own, any := d.withoutLocal()
+			if !any {
+				continue
+			}
+			d = &own
+		}
+		m, kept = p.deliver(d, m, kept, b, r)
+	}
+	for _, g := range rt.shared {
+		if sub := g.pick(p, m.Topic); sub != nil {
+			d := route{s: sub.session}
+			d.merge(sub)
+			m, kept = p.deliver(&d, m, kept, b, r)
+		}
+	}
+}
+
+// deliver gives a message to one session. It returns the message to go on
+// with, which is a clone once one was needed.
+func (p *plane) deliver(d *route, m *storage.Message, kept bool, b *batch, r *receipt) (*storage.Message, bool) {
+	s := d.s
+	qos := min(d.qos, m.QoS)
+	retain := d.keep && m.Retain
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.ended {
+		return m, kept
+	}
+	if qos == 0 {
+		switch {
+		case s.link == nil: // QoS 0 is not kept for who is away
+		case s.qos0 > 0: // must not overtake what waits
+			if s.qos0 >= maxQoS0Behind || s.full(m.Size()) {
+				p.drop(dropQoS0)
+				break
+			}
+			if !kept {
+				m, kept = clone(m), true
+			}
+			s.enqueue(m, 0, retain, d.ids, b)
+		case !s.link.roomQoS0():
+			p.drop(dropQoS0)
+		default:
+			if !s.link.sendPublish(m, 0, false, retain, 0, d.ids, b) {
+				p.drop(dropTooLarge)
+			}
+		}
+		return m, kept
+	}
+	if !kept {
+		m, kept = clone(m), true
+	}
+	e := s.enqueue(m, qos, retain, d.ids, b)
+	if s.id != 0 {
+		if t := r.ticket(); t != nil {
+			t.owe()
+			e.ticket = t
+		}
+		pub := r.publication(m)
+		pub.Claims = append(pub.Claims, e)
+	}
+	s.pump(b)
+	return m, kept
+}
+
+// maxQoS0Behind bounds how many live QoS 0 messages wait behind retained ones
+// that a slow client has not taken yet.
+const maxQoS0Behind = 10000
+
+// retain makes m the retained message of its topic, or removes it when the
+// payload is empty [MQTT-3.3.1-6], and returns the routes as they are at that
+// moment: a subscription made before it sees the message live, one made after
+// it sees it retained, none sees both or neither.
+func (p *plane) retain(m *storage.Message, r *receipt) *routes {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	changed := true
+	if len(m.Payload) == 0 {
+		// Of QoS 1 and 2 also where there is none: its deletion may be on its
+		// way to the disk, and must be there before this is acknowledged.
+		_, had := p.retained.delete(m.Topic)
+		changed = had || m.QoS > 0
+	} else {
+		old, replaced := p.retained.put(m.Topic, m)
+		changed = !replaced || m.QoS > 0 || old.QoS != m.QoS || old.Expires != m.Expires || !bytes.Equal(old.Payload, m.Payload) || !bytes.Equal(old.Properties, m.Properties)
+	}
+	switch {
+	case !changed:
+	case m.QoS == 0:
+		p.journal.MarkRetained(m.Topic)
+	default:
+		pub := r.publication(m)
+		pub.Retain = true
+		if t := r.ticket(); t != nil && pub.Done == nil {
+			t.owe()
+			pub.Done = ticketDone{t, p}
+		}
+	}
+	return p.routesLocked(m.Topic)
+}
+
+// Causes of deliveries not made.
+const (
+	dropQoS0 = iota
+	dropQueueFull
+	dropTooLarge
+	dropExpired
+	dropSessionEnded
+	dropACL
+	dropKinds
+)
+
+// dropCauses names the causes, for people and metrics.
+var dropCauses = [dropKinds]string{"qos0-slow-reader", "queue-full", "packet-too-large", "expired", "session-ended", "not-authorized"}
+
+// counters are the plane's statistics.
+type counters struct {
+	messagesIn, messagesOut   [3]atomic.Uint64
+	bytesIn, bytesOut         [3]atomic.Uint64
+	dropped                   [dropKinds]atomic.Uint64
+	queueMessages, queueBytes atomic.Int64
+	connections               atomic.Int64
+	connectionsTotal          atomic.Uint64
+}
+
+func (c *counters) drop(cause int) { c.dropped[cause].Add(1) }
+
+// shareGroup is the members of one shared subscription (4.8.2).
+type shareGroup struct {
+	key string // group and filter
+	sub *subscription
+
+	mu      sync.Mutex
+	members []*subscription
+	turn    int
+}
+
+// pick returns the member whose turn it is: connected ones in turn, and where
+// none is connected, one whose session keeps the message.
+func (g *shareGroup) pick(p *plane, topic string) *subscription {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	var away *subscription
+	for range g.members {
+		g.turn = (g.turn + 1) % len(g.members)
+		sub := g.members[g.turn]
+		sub.session.mu.Lock()
+		online, lasts, who := sub.session.link != nil, sub.session.id != 0, sub.session.who
+		sub.session.mu.Unlock()
+		if acl := p.acl.Load(); acl.receive && !acl.allows(who, actionReceive, topic) {
+			continue
+		}
+		if online {
+			return sub
+		}
+		if lasts && away == nil {
+			away = sub
+		}
+	}
+	return away
+}

@@ -1,0 +1,231 @@
+package broker
+
+import (
+	"slices"
+
+	"penstock/storage"
+)
+
+// subscription is one filter of one session, or one share group's place in the
+// index. It is immutable; a change of options replaces it.
+type subscription struct {
+	session    *session
+	group      *shareGroup // the group it belongs to, for a group's place in the index: the group itself
+	filter     string      // as the client wrote it
+	topic      string      // without $share/group/
+	options    byte        // MQTT 5, 3.8.3.1
+	identifier uint32
+}
+
+func (s *subscription) noLocal() bool { return s.options&4 != 0 }
+
+// addSubscription puts a subscription into the index, in place of one with the
+// same filter [MQTT-3.8.4-3], and returns that. p.mu is held.
+func (p *plane) addSubscription(s *session, filter string, options byte, identifier uint32) (old *subscription) {
+	old = s.subs[filter]
+	if old != nil {
+		p.removeSubscription(old)
+	}
+	sub := &subscription{session: s, filter: filter, topic: filter, options: options, identifier: identifier}
+	if s.subs == nil {
+		s.subs = make(map[string]*subscription)
+	}
+	s.subs[filter] = sub
+	name, rest, shared, _ := splitShare(filter)
+	if !shared {
+		p.subs.add(filter, sub)
+		return old
+	}
+	sub.topic = rest
+	key := name + "/" + rest
+	g := p.groups[key]
+	if g == nil {
+		g = &shareGroup{key: key}
+		g.sub = &subscription{group: g, topic: rest}
+		p.groups[key] = g
+		p.subs.add(rest, g.sub)
+	}
+	sub.group = g
+	g.mu.Lock()
+	g.members = append(g.members, sub)
+	g.mu.Unlock()
+	return old
+}
+
+// removeSubscription takes a subscription out of the index. p.mu is held; the
+// caller removes it from the session's map.
+func (p *plane) removeSubscription(sub *subscription) {
+	g := sub.group
+	if g == nil {
+		p.subs.remove(sub.topic, sub)
+		return
+	}
+	g.mu.Lock()
+	if i := slices.Index(g.members, sub); i >= 0 {
+		g.members = slices.Delete(g.members, i, i+1)
+	}
+	empty := len(g.members) == 0
+	g.mu.Unlock()
+	if empty {
+		delete(p.groups, g.key)
+		p.subs.remove(g.sub.topic, g.sub)
+	}
+}
+
+// subscribe handles a SUBSCRIBE. The SUBACK of a persistent session leaves
+// when the subscriptions are durable. Retained messages are queued together
+// with the subscription, so that no newer one can come before them.
+func (p *plane) subscribe(s *session, acks *ackQueue, id uint16, identifier uint32, filters []filterRequest, b *batch) {
+	codes, rows, pubs := p.addSubscriptions(s, identifier, filters, b)
+	for _, pub := range pubs {
+		p.journal.Publish(pub)
+	}
+	t := acks.issue(typeSuback, id, 0)
+	t.codes = codes
+	if s.id != 0 && len(rows) > 0 {
+		var done storage.Waiter
+		if !fault(faultSubackEarly) {
+			t.owe()
+			done = ticketDone{t, p}
+		}
+		p.journal.Change(func(tx storage.Tx) error {
+			for _, r := range rows {
+				if err := tx.PutSubscription(r); err != nil {
+					return err
+				}
+			}
+			return nil
+		}, done)
+	}
+	t.release(b)
+	s.drained(b)
+}
+
+// addSubscriptions enters the filters of a SUBSCRIBE. It returns a reason code
+// for each, and what must be stored.
+func (p *plane) addSubscriptions(s *session, identifier uint32, filters []filterRequest, b *batch) (codes []byte, rows []storage.Subscription, pubs []*storage.Publication) {
+	p.mu.Lock()
+	defer p.mu.Unlock() // also when it panics: the others shall go on
+	defer p.gen.Add(1)
+	codes = make([]byte, len(filters))
+	sent := make(map[string]bool) // filters whose retained messages are queued: once is enough
+	for i, f := range filters {
+		codes[i] = p.maySubscribe(s, f)
+		if codes[i] >= 0x80 {
+			continue
+		}
+		old := p.addSubscription(s, f.filter, f.options, identifier)
+		rows = append(rows, storage.Subscription{Session: s.id, Filter: f.filter, Options: f.options, Identifier: identifier})
+		handling := f.options >> 4 & 3
+		sub := s.subs[f.filter]
+		if sub.group == nil && !sent[f.filter] && (handling == 0 || handling == 1 && old == nil) { // [MQTT-3.3.1-9] to [MQTT-3.3.1-11]
+			sent[f.filter] = true
+			pubs = p.queueRetained(s, sub, b, pubs)
+		}
+	}
+	return codes, rows, pubs
+}
+
+// maySubscribe checks one filter of a SUBSCRIBE and returns its reason code.
+func (p *plane) maySubscribe(s *session, f filterRequest) byte {
+	refused := func(reason byte) byte {
+		if s.version < 5 {
+			return 0x80 // the only failure that MQTT 3.1.1 has (3.9.3)
+		}
+		return reason
+	}
+	_, topic, shared, ok := splitShare(f.filter)
+	if !ok || !validFilter(topic, p.cfg.MaxTopicBytes, p.cfg.MaxTopicLevels) {
+		return refused(reasonFilterInvalid)
+	}
+	if shared && f.options&4 != 0 { // [MQTT-3.8.3-4]
+		return refused(reasonProtocolError)
+	}
+	if len(s.subs) >= p.cfg.MaxSubscriptions && s.subs[f.filter] == nil {
+		return refused(reasonQuota)
+	}
+	if !p.acl.Load().allows(s.who, actionSubscribe, topic) {
+		return refused(reasonNotAuthorized)
+	}
+	return f.options & 3
+}
+
+// queueRetained queues the retained messages that a new subscription matches.
+// It appends what must be stored of them to pubs. p.mu is held.
+func (p *plane) queueRetained(s *session, sub *subscription, b *batch, pubs []*storage.Publication) []*storage.Publication {
+	acl := p.acl.Load()
+	now := p.now()
+	misses := 0
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	p.retained.match(sub.topic, func(topic string, m *storage.Message) bool {
+		if m.Expired(now) || acl.receive && !acl.allows(s.who, actionReceive, topic) {
+			return true
+		}
+		if s.full(m.Size()) {
+			s.pump(b) // the client may be there to take some
+		}
+		if s.full(m.Size()) { // they do not displace what was acknowledged
+			p.drop(dropQueueFull)
+			if misses++; misses == 1 {
+				p.log.Warn("queue full, retained messages dropped", "client", s.clientID, "filter", sub.filter)
+			}
+			return misses < maxMisses && s.live < p.cfg.MaxQueueMessages
+		}
+		var ids []uint32
+		if sub.identifier != 0 {
+			ids = []uint32{sub.identifier}
+		}
+		qos := min(m.QoS, sub.options&3)
+		e := s.enqueue(m, qos, true, ids, b)
+		if s.id != 0 && qos > 0 {
+			pubs = append(pubs, &storage.Publication{Message: m, Claims: []storage.Claim{e}})
+		}
+		return true
+	})
+	return pubs
+}
+
+// maxMisses is how many retained messages may not fit into the queue before
+// the rest is left alone: one large one must not hide the small ones, and a
+// full queue must not be looked at for each of a hundred thousand.
+const maxMisses = 1000
+
+// unsubscribe handles an UNSUBSCRIBE.
+func (p *plane) unsubscribe(s *session, acks *ackQueue, id uint16, filters []string, b *batch) {
+	codes, gone := p.removeSubscriptions(s, filters)
+	t := acks.issue(typeUnsuback, id, 0)
+	t.codes = codes
+	if s.id != 0 && len(gone) > 0 {
+		t.owe()
+		p.journal.Change(func(tx storage.Tx) error {
+			for _, f := range gone {
+				if err := tx.DeleteSubscription(s.id, f); err != nil {
+					return err
+				}
+			}
+			return nil
+		}, ticketDone{t, p})
+	}
+	t.release(b)
+}
+
+// removeSubscriptions takes the filters of an UNSUBSCRIBE out. It returns a
+// reason code for each, and which of them there were.
+func (p *plane) removeSubscriptions(s *session, filters []string) (codes []byte, gone []string) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	defer p.gen.Add(1)
+	codes = make([]byte, len(filters))
+	for i, f := range filters {
+		sub := s.subs[f]
+		if sub == nil {
+			codes[i] = reasonNoSubscription
+			continue
+		}
+		p.removeSubscription(sub)
+		delete(s.subs, f)
+		gone = append(gone, f)
+	}
+	return codes, gone
+}

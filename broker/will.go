@@ -1,0 +1,60 @@
+package broker
+
+import (
+	"time"
+
+	"penstock/storage"
+)
+
+// will is the Will Message of a connected client (3.1.2.5), or one whose
+// client went and whose delay has not passed. It is stored, so that the will
+// of a client that was connected when the power went is published too.
+type will struct {
+	msg   *storage.Message // Expires is the interval in milliseconds, counting from the publication
+	delay uint32           // Will Delay Interval, seconds
+	due   time.Time        // when to publish it; zero while the client is connected. Guarded by plane.sessMu
+	who   *principal       // whose rights count; nil after a restart, when they were checked before
+}
+
+// arm remembers the will of a client that has just connected.
+func (p *plane) arm(clientID string, w *will) {
+	p.sessMu.Lock()
+	p.wills[clientID] = w
+	p.sessMu.Unlock()
+	row := storage.Will{ClientID: clientID, Delay: w.delay, Message: w.msg}
+	p.journal.Change(func(tx storage.Tx) error { return tx.PutWill(row) }, nil)
+}
+
+// disarm forgets a will that shall not be published. It reports whether it
+// was still there.
+func (p *plane) disarm(clientID string, w *will) bool {
+	p.sessMu.Lock()
+	there := p.wills[clientID] == w
+	if there {
+		delete(p.wills, clientID)
+	}
+	p.sessMu.Unlock()
+	if there {
+		p.journal.Change(func(tx storage.Tx) error { return tx.DeleteWill(clientID) }, nil)
+	}
+	return there
+}
+
+// fireWill publishes a will. The message is added to the journal ahead of the
+// will's deletion: a cut between the two publishes it twice, not never.
+func (p *plane) fireWill(clientID string, w *will, b *batch) {
+	p.sessMu.Lock()
+	there := p.wills[clientID] == w
+	p.sessMu.Unlock()
+	if !there {
+		return
+	}
+	m := *w.msg
+	if m.Expires != 0 {
+		m.Expires += p.now()
+	}
+	if w.who == nil || p.acl.Load().allows(*w.who, actionPublish, m.Topic) {
+		p.publish(nil, &m, b, nil)
+	}
+	p.disarm(clientID, w)
+}

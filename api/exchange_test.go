@@ -1,0 +1,34 @@
+package api_test
+
+import (
+	"flag"
+	"strings"
+	"testing"
+
+	"penstock/api"
+	"penstock/api/internal/apitest"
+	"penstock/broker"
+)
+
+var update = flag.Bool("update", false, "record responses and golden files anew")
+
+func TestExchanges(t *testing.T) {
+	seen := apitest.Run(t, *update, func(t *testing.T, file string) *apitest.Gateway {
+		cfg := apitest.Config()
+		cfg.MetricsLoopback = !strings.Contains(file, "metrics_token")
+		g := apitest.Start(t, cfg)
+		g.Broker.Set(func(_ *[]broker.ClientInfo, health *broker.Health, stats *broker.Stats) {
+			switch {
+			case strings.Contains(file, "health_degraded"):
+				*health = broker.Health{Ready: true, Degraded: true, Reasons: []string{"bridge: no uplink since 12:00"}}
+			case strings.Contains(file, "health_starting"):
+				*health = broker.Health{Reasons: []string{"restoring sessions"}}
+			case strings.Contains(file, "health_storage"):
+				*health = broker.Health{Degraded: true, Reasons: []string{"storage: commits fail, acknowledgements wait: disk full"}}
+				stats.Journal.Failing = "disk full"
+			}
+		})
+		return g
+	})
+	apitest.CheckRoutes(t, api.Routes(), seen)
+}

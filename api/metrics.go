@@ -1,0 +1,190 @@
+package api
+
+import (
+	"bytes"
+	"fmt"
+	"io"
+	"maps"
+	"math"
+	"net/http"
+	"slices"
+	"strconv"
+
+	"github.com/VictoriaMetrics/metrics"
+
+	"penstock/broker"
+	"penstock/storage"
+)
+
+// snapshot is what one page of metrics is made of.
+type snapshot struct {
+	version string
+	uptime  int64
+	broker.Stats
+	broker.Health
+}
+
+// family is one metric with all its series.
+type family struct {
+	name, kind, help string
+	write            func(w io.Writer, name string, s snapshot)
+}
+
+// families are all metrics of Penstock, in the order of the page. Their values
+// are read when the page is asked for and kept nowhere. A new metric is a line
+// here.
+var families = []family{
+	{"penstock_build_info", "gauge", "1, with the version as a label.", func(w io.Writer, name string, s snapshot) {
+		metrics.WriteGaugeUint64(w, fmt.Sprintf("%s{version=%s}", name, quote(s.version)), 1)
+	}},
+	{"penstock_uptime_seconds", "gauge", "Time since the broker started.",
+		gauge(func(s snapshot) int64 { return s.uptime })},
+	{"penstock_ready", "gauge", "1 if the broker serves.",
+		gauge(func(s snapshot) int64 { return oneIf(s.Ready) })},
+	{"penstock_degraded", "gauge", "1 if something needs attention.",
+		gauge(func(s snapshot) int64 { return oneIf(s.Degraded) })},
+
+	{"penstock_connections", "gauge", "Connected MQTT clients.",
+		gauge(func(s snapshot) int64 { return s.Connections })},
+	{"penstock_connections_total", "counter", "MQTT connections accepted.",
+		counter(func(s snapshot) uint64 { return s.ConnectionsTotal })},
+	{"penstock_sessions", "gauge", "Sessions, connected or not.",
+		gauge(func(s snapshot) int64 { return s.Sessions })},
+	{"penstock_subscriptions", "gauge", "Subscriptions of all sessions.",
+		gauge(func(s snapshot) int64 { return s.Subscriptions })},
+	{"penstock_retained_messages", "gauge", "Topics with a retained message.",
+		gauge(func(s snapshot) int64 { return s.Retained })},
+
+	{"penstock_messages_total", "counter", "PUBLISH packets.",
+		byQoS(func(s snapshot) (in, out [3]uint64) { return s.MessagesIn, s.MessagesOut })},
+	{"penstock_message_bytes_total", "counter", "Whole size of PUBLISH packets.",
+		byQoS(func(s snapshot) (in, out [3]uint64) { return s.BytesIn, s.BytesOut })},
+	{"penstock_dropped_messages_total", "counter", "Deliveries not made, by cause.", func(w io.Writer, name string, s snapshot) {
+		for _, cause := range slices.Sorted(maps.Keys(s.Dropped)) {
+			metrics.WriteCounterUint64(w, fmt.Sprintf("%s{cause=%s}", name, quote(cause)), s.Dropped[cause])
+		}
+	}},
+	{"penstock_queue_messages", "gauge", "Messages waiting for subscribers or in flight to them.",
+		gauge(func(s snapshot) int64 { return s.QueueMessages })},
+	{"penstock_queue_bytes", "gauge", "Topic, payload and properties of those messages.",
+		gauge(func(s snapshot) int64 { return s.QueueBytes })},
+
+	{"penstock_journal_commits_total", "counter", "Transactions that became durable.",
+		counter(func(s snapshot) uint64 { return s.Journal.Commits })},
+	{"penstock_journal_failures_total", "counter", "Transactions that failed and were tried again.",
+		counter(func(s snapshot) uint64 { return s.Journal.Failures })},
+	{"penstock_journal_failing", "gauge", "1 while transactions fail and acknowledgements wait.",
+		gauge(func(s snapshot) int64 { return oneIf(s.Journal.Failing != "") })},
+	{"penstock_journal_writing_seconds", "gauge", "How long the transaction that runs has taken, 0 when none runs.",
+		func(w io.Writer, name string, s snapshot) {
+			metrics.WriteGaugeFloat64(w, name, s.Journal.Writing.Seconds())
+		}},
+	{"penstock_journal_records_total", "counter", "Messages written to the database.",
+		counter(func(s snapshot) uint64 { return s.Journal.Records })},
+	{"penstock_journal_elided_total", "counter", "Deliveries acknowledged before they had to be written.",
+		counter(func(s snapshot) uint64 { return s.Journal.Elided })},
+	{"penstock_journal_written_bytes_total", "counter", "Bytes of rows written, without the database's own overhead.",
+		counter(func(s snapshot) uint64 { return s.Journal.BytesWritten })},
+	{"penstock_journal_commit_seconds", "histogram", "Duration of a transaction.",
+		histogram(func(s snapshot) storage.Histogram { return s.Journal.CommitSeconds })},
+	{"penstock_journal_group_size", "histogram", "Operations in a transaction.",
+		histogram(func(s snapshot) storage.Histogram { return s.Journal.GroupSize })},
+}
+
+func (s *Server) getMetrics(w http.ResponseWriter, r *http.Request) error {
+	st := s.deps.Broker.Stats()
+	var page bytes.Buffer
+	writeMetrics(&page, snapshot{s.deps.Version, uptime(st), st, s.deps.Broker.Health()})
+	metrics.WriteProcessMetrics(&page) // memory, CPU time and the Go runtime
+	metrics.WriteFDMetrics(&page)
+	w.Header().Set("Content-Type", "text/plain; version=0.0.4; charset=utf-8")
+	w.Write(page.Bytes())
+	return nil
+}
+
+// writeMetrics writes the text format of Prometheus.
+func writeMetrics(w io.Writer, s snapshot) {
+	for _, f := range families {
+		fmt.Fprintf(w, "# HELP %s %s\n# TYPE %[1]s %[3]s\n", f.name, f.help, f.kind)
+		f.write(w, f.name, s)
+	}
+}
+
+func gauge(value func(snapshot) int64) func(io.Writer, string, snapshot) {
+	return func(w io.Writer, name string, s snapshot) {
+		metrics.WriteGaugeUint64(w, name, uint64(max(value(s), 0)))
+	}
+}
+
+func counter(value func(snapshot) uint64) func(io.Writer, string, snapshot) {
+	return func(w io.Writer, name string, s snapshot) { metrics.WriteCounterUint64(w, name, value(s)) }
+}
+
+func byQoS(values func(snapshot) (in, out [3]uint64)) func(io.Writer, string, snapshot) {
+	return func(w io.Writer, name string, s snapshot) {
+		in, out := values(s)
+		for qos := range in {
+			metrics.WriteCounterUint64(w, fmt.Sprintf(`%s{direction="in",qos="%d"}`, name, qos), in[qos])
+		}
+		for qos := range out {
+			metrics.WriteCounterUint64(w, fmt.Sprintf(`%s{direction="out",qos="%d"}`, name, qos), out[qos])
+		}
+	}
+}
+
+// histogram writes the buckets that Prometheus knows, which count everything up
+// to their bound. The library's own histograms have other buckets, and keep
+// their counts themselves.
+func histogram(value func(snapshot) storage.Histogram) func(io.Writer, string, snapshot) {
+	return func(w io.Writer, name string, s snapshot) {
+		h := value(s)
+		var sum uint64
+		for i, n := range h.Counts {
+			sum += n
+			bound := math.Inf(1)
+			if i < len(h.Bounds) {
+				bound = h.Bounds[i]
+			}
+			metrics.WriteCounterUint64(w, fmt.Sprintf(`%s_bucket{le="%s"}`, name, le(bound)), sum)
+		}
+		if len(h.Counts) == 0 { // nothing was ever observed
+			metrics.WriteCounterUint64(w, name+`_bucket{le="+Inf"}`, 0)
+		}
+		metrics.WriteGaugeFloat64(w, name+"_sum", h.Sum)
+		metrics.WriteCounterUint64(w, name+"_count", sum)
+	}
+}
+
+func le(bound float64) string {
+	if math.IsInf(bound, 1) {
+		return "+Inf"
+	}
+	return strconv.FormatFloat(bound, 'g', -1, 64)
+}
+
+func oneIf(on bool) int64 {
+	if on {
+		return 1
+	}
+	return 0
+}
+
+// quote writes the value of a label. Prometheus escapes backslash, quote and
+// newline, and nothing else.
+func quote(v string) string {
+	var b bytes.Buffer
+	b.WriteByte('"')
+	for _, r := range v {
+		switch r {
+		case '\\', '"':
+			b.WriteByte('\\')
+			b.WriteRune(r)
+		case '\n':
+			b.WriteString(`\n`)
+		default:
+			b.WriteRune(r)
+		}
+	}
+	b.WriteByte('"')
+	return b.String()
+}

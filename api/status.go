@@ -1,0 +1,133 @@
+package api
+
+import (
+	"net/http"
+	"time"
+
+	"penstock/broker"
+	"penstock/storage"
+)
+
+type statusJSON struct {
+	Version       string         `json:"version"`
+	UptimeSeconds int64          `json:"uptime_seconds"`
+	LogLevel      string         `json:"log_level"`
+	Health        healthJSON     `json:"health"`
+	Listeners     []listenerJSON `json:"listeners"`
+
+	Connections      int64  `json:"connections"`
+	ConnectionsTotal uint64 `json:"connections_total"`
+	Sessions         int64  `json:"sessions"`
+	Subscriptions    int64  `json:"subscriptions"`
+	Retained         int64  `json:"retained"`
+
+	MessagesIn  [3]uint64         `json:"messages_in"` // by QoS, as the three below
+	MessagesOut [3]uint64         `json:"messages_out"`
+	BytesIn     [3]uint64         `json:"bytes_in"`
+	BytesOut    [3]uint64         `json:"bytes_out"`
+	Dropped     map[string]uint64 `json:"dropped"` // by cause
+
+	Queue   queueJSON   `json:"queue"`
+	Journal journalJSON `json:"journal"`
+	Panel   *panelJSON  `json:"panel"` // null without LEDs
+}
+
+type listenerJSON struct {
+	Name    string `json:"name"`
+	Address string `json:"address"`
+}
+
+type queueJSON struct {
+	Messages int64 `json:"messages"`
+	Bytes    int64 `json:"bytes"`
+}
+
+type journalJSON struct {
+	Commits              uint64  `json:"commits"`
+	Failures             uint64  `json:"failures"`
+	Records              uint64  `json:"records"`
+	Elided               uint64  `json:"elided"`
+	BytesWritten         uint64  `json:"bytes_written"`
+	CommitSecondsAverage float64 `json:"commit_seconds_average"`
+	GroupSizeAverage     float64 `json:"group_size_average"`
+	Failing              string  `json:"failing"` // why the last commit failed; "" when it did not
+}
+
+type panelJSON struct {
+	State string            `json:"state"`
+	LEDs  map[string]string `json:"leds"` // pattern by role
+}
+
+func (s *Server) getStatus(w http.ResponseWriter, r *http.Request) error {
+	writeJSON(w, http.StatusOK, s.status())
+	return nil
+}
+
+func (s *Server) status() statusJSON {
+	st := s.deps.Broker.Stats()
+	j := statusJSON{
+		Version:       s.deps.Version,
+		UptimeSeconds: uptime(st),
+		LogLevel:      s.logLevel(),
+		Health:        s.health(),
+		Listeners:     []listenerJSON{},
+
+		Connections:      st.Connections,
+		ConnectionsTotal: st.ConnectionsTotal,
+		Sessions:         st.Sessions,
+		Subscriptions:    st.Subscriptions,
+		Retained:         st.Retained,
+
+		MessagesIn:  st.MessagesIn,
+		MessagesOut: st.MessagesOut,
+		BytesIn:     st.BytesIn,
+		BytesOut:    st.BytesOut,
+		Dropped:     st.Dropped,
+
+		Queue: queueJSON{st.QueueMessages, st.QueueBytes},
+		Journal: journalJSON{
+			Commits:              st.Journal.Commits,
+			Failures:             st.Journal.Failures,
+			Records:              st.Journal.Records,
+			Elided:               st.Journal.Elided,
+			BytesWritten:         st.Journal.BytesWritten,
+			CommitSecondsAverage: average(st.Journal.CommitSeconds),
+			GroupSizeAverage:     average(st.Journal.GroupSize),
+			Failing:              st.Journal.Failing,
+		},
+	}
+	for _, l := range s.deps.Broker.Listeners() {
+		j.Listeners = append(j.Listeners, listenerJSON{l.Name, l.Addr.String()})
+	}
+	if j.Dropped == nil {
+		j.Dropped = map[string]uint64{}
+	}
+	if s.deps.Panel != nil {
+		state, leds := s.deps.Panel()
+		if leds == nil {
+			leds = map[string]string{}
+		}
+		j.Panel = &panelJSON{state, leds}
+	}
+	return j
+}
+
+// uptime returns whole seconds since the broker started, by the monotonic clock:
+// the wall clock may jump from 1970 to now meanwhile.
+func uptime(st broker.Stats) int64 {
+	if st.Started.IsZero() {
+		return 0
+	}
+	return int64(time.Since(st.Started) / time.Second)
+}
+
+func average(h storage.Histogram) float64 {
+	var n uint64
+	for _, c := range h.Counts {
+		n += c
+	}
+	if n == 0 {
+		return 0
+	}
+	return h.Sum / float64(n)
+}

@@ -1,0 +1,346 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"log/slog"
+	"net"
+	"net/http"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"sync"
+	"syscall"
+	"time"
+
+	"penstock/storage"
+)
+
+const (
+	startTimeout = 10 * time.Second
+	stopTimeout  = 10 * time.Second
+)
+
+// A broker is a program that can be measured.
+type broker struct {
+	name    string
+	path    string
+	version string
+	env     []string
+	// configure returns the arguments for a data directory, and the address,
+	// which is empty when the broker chooses one and prints it.
+	configure func(dir string, persistent bool) (args []string, addr string, err error)
+	// seed, if not nil, puts into a new data directory what a broker in use
+	// would have there.
+	seed func(ctx context.Context, dir string) error
+}
+
+// newPenstock returns Penstock with some access rules in force, so that their
+// cost is in the figures.
+func newPenstock(ctx context.Context, path string) (*broker, error) {
+	abs, err := filepath.Abs(path)
+	if err != nil {
+		return nil, err
+	}
+	if _, err := os.Stat(abs); err != nil {
+		return nil, fmt.Errorf("%w: run make build first", err)
+	}
+	return &broker{
+		name: "Penstock", path: abs, version: versionOf(ctx, abs, "version"),
+		env:  []string{"PENSTOCK_ADMIN_PASSWORD=benchmark-only"},
+		seed: putRules,
+		configure: func(dir string, _ bool) ([]string, string, error) {
+			addr, err := freeAddress()
+			return []string{"serve", "--dev", "--data", dir, "--mqtt", addr, "--http", "127.0.0.1:0"}, addr, err
+		},
+	}, nil
+}
+
+// accessRules is a plausible list for a gateway, that the generator's topics
+// fall through to its end.
+var accessRules = []storage.ACLRule{
+	{Username: "scada", Action: "any", Filter: "#", Allow: true},
+	{Action: "subscribe", Filter: "$SYS/#", Allow: true},
+	{Action: "any", Filter: "devices/%c/#", Allow: true},
+	{Action: "any", Filter: "users/%u/#", Allow: true},
+	{Address: "10.0.0.0/8", Action: "publish", Filter: "plant/+/command/#"},
+	{Address: "192.168.0.0/16", Action: "publish", Filter: "plant/+/command/#"},
+	{Username: "guest", Action: "publish", Filter: "#"},
+	{ClientID: "display", Action: "publish", Filter: "#"},
+	{Action: "publish", Filter: "alarms/+/acknowledge"},
+	{Action: "any", Filter: "#", Allow: true},
+}
+
+func putRules(ctx context.Context, dir string) error {
+	cfg := storage.DefaultConfig()
+	cfg.Dir = dir
+	db, err := storage.Open(ctx, cfg, slog.New(slog.DiscardHandler))
+	if err != nil {
+		return fmt.Errorf("put access rules: %w", err)
+	}
+	return errors.Join(db.ReplaceACLRules(ctx, accessRules), db.Close())
+}
+
+// newMosquitto returns Mosquitto as Debian ships it, with its bounds opened so
+// that it drops nothing, and its log reduced to warnings.
+func newMosquitto(ctx context.Context, path string) (*broker, error) {
+	found, err := exec.LookPath(path)
+	if err != nil && !strings.Contains(path, "/") {
+		found, err = exec.LookPath("/usr/sbin/" + path) // not in the PATH of Debian's ordinary users
+	}
+	if err != nil {
+		return nil, fmt.Errorf("%w: apt-get install mosquitto, or compare with nothing: -mosquitto none", err)
+	}
+	version, _, _ := strings.Cut(versionOf(ctx, found, "-h"), "\n")
+	return &broker{
+		name: "Mosquitto", path: found, version: strings.TrimPrefix(version, "mosquitto version "),
+		configure: func(dir string, persistent bool) ([]string, string, error) {
+			addr, err := freeAddress()
+			if err != nil {
+				return nil, "", err
+			}
+			file := filepath.Join(dir, "mosquitto.conf")
+			return []string{"-c", file}, addr, os.WriteFile(file, []byte(mosquittoConfig(addr, dir, persistent)), 0o600)
+		},
+	}, nil
+}
+
+func mosquittoConfig(addr, dir string, persistent bool) string {
+	host, port, _ := net.SplitHostPort(addr)
+	var b strings.Builder
+	fmt.Fprintf(&b, "listener %s %s\n", port, host)
+	b.WriteString("allow_anonymous true\nmax_queued_messages 0\nmax_inflight_messages 1000\n")
+	b.WriteString("log_dest stderr\nlog_type error\nlog_type warning\n")
+	if os.Geteuid() == 0 {
+		b.WriteString("user root\n") // or it becomes a user who may not write here
+	}
+	fmt.Fprintf(&b, "persistence %t\n", persistent)
+	if persistent {
+		fmt.Fprintf(&b, "persistence_location %s/\n", dir)
+	}
+	return b.String()
+}
+
+// freeAddress returns a loopback address that nobody listens on at the moment.
+func freeAddress() (string, error) {
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		return "", err
+	}
+	return l.Addr().String(), l.Close()
+}
+
+// versionOf returns what the program prints about itself, as well as it can.
+func versionOf(ctx context.Context, path string, arg string) string {
+	ctx, cancel := context.WithTimeout(ctx, startTimeout)
+	defer cancel()
+	out, _ := exec.CommandContext(ctx, path, arg).Output()
+	return strings.TrimSpace(string(out))
+}
+
+// A process is a running broker.
+type process struct {
+	cmd    *exec.Cmd
+	addr   string
+	ready  time.Duration // from exec to the first CONNACK
+	output *output
+	exited chan struct{}
+}
+
+// start runs the broker in dir and returns when a client has got its CONNACK.
+// The process dies with ctx; stop ends it in order.
+func (b *broker) start(ctx context.Context, dir string, persistent bool) (*process, error) {
+	args, addr, err := b.configure(dir, persistent)
+	if err != nil {
+		return nil, fmt.Errorf("%s: %w", b.name, err)
+	}
+	p := &process{
+		cmd: exec.CommandContext(ctx, b.path, args...), output: newOutput(), exited: make(chan struct{}),
+	}
+	p.cmd.Env = append(os.Environ(), b.env...)
+	p.cmd.Dir = dir
+	p.cmd.Stdout, p.cmd.Stderr = p.output, p.output
+	p.cmd.WaitDelay = time.Second
+	began := time.Now()
+	if err := p.cmd.Start(); err != nil {
+		return nil, fmt.Errorf("%s: %w", b.name, err)
+	}
+	go func() {
+		_ = p.cmd.Wait() // the exit status of a broker says nothing that its output does not
+		close(p.exited)
+	}()
+	if err := p.awaitConnack(ctx, addr); err != nil {
+		p.stop()
+		return nil, fmt.Errorf("%s: start: %w; its output:\n%s", b.name, err, p.output.tail())
+	}
+	p.ready = time.Since(began)
+	return p, nil
+}
+
+// awaitConnack tries to connect until it succeeds.
+func (p *process) awaitConnack(ctx context.Context, addr string) error {
+	ctx, cancel := context.WithTimeout(ctx, startTimeout)
+	defer cancel()
+	if addr == "" {
+		select {
+		case addr = <-p.output.mqtt:
+		case <-p.exited:
+			return errors.New("it ended")
+		case <-ctx.Done():
+			return errors.New("it printed no address")
+		}
+	}
+	p.addr = addr
+	for {
+		err := func() error {
+			c, err := dial(ctx, addr)
+			if err != nil {
+				return err
+			}
+			defer c.disconnect()
+			_, err = c.connect("bench-first", true)
+			return err
+		}()
+		if err == nil {
+			return nil
+		}
+		select {
+		case <-p.exited:
+			return errors.New("it ended")
+		case <-ctx.Done():
+			return err
+		case <-time.After(time.Millisecond):
+		}
+	}
+}
+
+func (p *process) pid() int { return p.cmd.Process.Pid }
+
+// stop asks the process to end, and kills it if it does not.
+func (p *process) stop() {
+	_ = p.cmd.Process.Signal(syscall.SIGTERM) // fails when it has ended already
+	select {
+	case <-p.exited:
+	case <-time.After(stopTimeout):
+		_ = p.cmd.Process.Kill()
+		<-p.exited
+	}
+}
+
+// scrape reads the broker's metrics once a second, as a monitoring system
+// would at its most eager, until ctx ends. Brokers without metrics have none
+// to read. It returns how often it succeeded.
+func (p *process) scrape(ctx context.Context) int {
+	var addr string
+	select {
+	case addr = <-p.output.http:
+	case <-ctx.Done():
+		return 0
+	}
+	n := 0
+	tick := time.NewTicker(time.Second)
+	defer tick.Stop()
+	for {
+		if getMetrics(ctx, addr) == nil {
+			n++
+		}
+		select {
+		case <-ctx.Done():
+			return n
+		case <-tick.C:
+		}
+	}
+}
+
+func getMetrics(ctx context.Context, addr string) error {
+	req, err := http.NewRequestWithContext(ctx, http.MethodGet, "http://"+addr+"/metrics", nil)
+	if err != nil {
+		return err
+	}
+	resp, err := http.DefaultClient.Do(req)
+	if err != nil {
+		return err
+	}
+	defer resp.Body.Close()
+	if resp.StatusCode != http.StatusOK {
+		return fmt.Errorf("metrics: %s", resp.Status)
+	}
+	_, err = io.Copy(io.Discard, resp.Body)
+	return err
+}
+
+// An output takes what a broker prints: it looks for the addresses it listens
+// on, and keeps the last lines for an error message.
+type output struct {
+	mqtt, http chan string // one address each
+
+	mu    sync.Mutex
+	line  []byte
+	lines []string
+}
+
+const (
+	keptLines = 20
+	lineBytes = 4 << 10 // what is longer is cut
+)
+
+func newOutput() *output {
+	return &output{mqtt: make(chan string, 1), http: make(chan string, 1)}
+}
+
+// Write splits at carriage returns too, with which a terminal display
+// overwrites its line.
+func (o *output) Write(b []byte) (int, error) {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	for _, c := range b {
+		switch {
+		case c == '\n' || c == '\r':
+			o.endLine()
+		case len(o.line) < lineBytes:
+			o.line = append(o.line, c)
+		}
+	}
+	return len(b), nil
+}
+
+func (o *output) endLine() {
+	if len(o.line) == 0 {
+		return
+	}
+	line := string(o.line)
+	o.line = o.line[:0]
+	o.lines = append(o.lines, line)
+	if len(o.lines) > keptLines {
+		o.lines = o.lines[1:]
+	}
+	for name, to := range map[string]chan string{"mqtt": o.mqtt, "http": o.http} {
+		if addr, ok := listenAddress(line, name); ok {
+			select {
+			case to <- addr:
+			default:
+			}
+		}
+	}
+}
+
+func (o *output) tail() string {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	return strings.Join(o.lines, "\n")
+}
+
+// listenAddress finds the address in what Penstock prints when it is ready, for
+// mqtt or http: "mqtt  tcp   127.0.0.1:40123", "http        http://127.0.0.1:40124".
+func listenAddress(line, protocol string) (string, bool) {
+	fields := strings.Fields(line)
+	if len(fields) < 2 || fields[0] != protocol {
+		return "", false
+	}
+	addr := strings.TrimPrefix(fields[len(fields)-1], "http://")
+	_, _, err := net.SplitHostPort(addr)
+	return addr, err == nil
+}

@@ -1,0 +1,195 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"os"
+	"os/signal"
+	"strings"
+	"syscall"
+	"testing"
+	"time"
+
+	"penstock/storage"
+)
+
+// beBroker is the variable that turns this test's program into a broker.
+const beBroker = "BENCH_TEST_BROKER"
+
+func TestMain(m *testing.M) {
+	switch os.Getenv(beBroker) {
+	case "serve":
+		ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGTERM)
+		defer stop()
+		b, err := newFake(faults{})
+		if err != nil {
+			fmt.Println(err)
+			os.Exit(1)
+		}
+		fmt.Printf("led: starting\r  mqtt  tcp   %s\n", b.addr())
+		<-ctx.Done()
+		b.close()
+		os.Exit(0)
+	case "die":
+		fmt.Println("no disk today")
+		os.Exit(1)
+	}
+	os.Exit(m.Run())
+}
+
+func fakeBroker(t *testing.T, mode string) *broker {
+	t.Helper()
+	self, err := os.Executable()
+	if err != nil {
+		t.Fatal(err)
+	}
+	return &broker{
+		name: "Fake", path: self, env: []string{beBroker + "=" + mode},
+		configure: func(string, bool) ([]string, string, error) { return nil, "", nil },
+	}
+}
+
+func TestRunRound(t *testing.T) {
+	b := fakeBroker(t, "serve")
+	seeded := ""
+	b.seed = func(_ context.Context, dir string) error {
+		seeded = dir
+		return nil
+	}
+	var pid int
+	s := scenario{name: "one", run: func(ctx context.Context, tg target, l load) ([]phase, error) {
+		pid = tg.pid
+		return pairs(1, false).run(ctx, tg, l)
+	}}
+	got, err := runRound(t.Context(), b, s, load{messages: 400}, 20*time.Second)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if n := len(got.phases); n != 1 || got.phases[0].count != 400 || got.peak == 0 {
+		t.Errorf("got %+v, want one phase of 400 deliveries, and a peak", got)
+	}
+	if err := syscall.Kill(pid, 0); !errors.Is(err, syscall.ESRCH) {
+		t.Errorf("the broker's process %d: signal 0 says %v, want that it is gone", pid, err)
+	}
+	if _, err := os.Stat(seeded); seeded == "" || !errors.Is(err, os.ErrNotExist) {
+		t.Errorf("data directory %q: stat says %v, want it seeded and removed", seeded, err)
+	}
+}
+
+func TestStartFails(t *testing.T) {
+	_, err := fakeBroker(t, "die").start(t.Context(), t.TempDir(), false)
+	if err == nil || !strings.Contains(err.Error(), "no disk today") {
+		t.Errorf("error %v, want the broker's output in it", err)
+	}
+}
+
+func TestMosquittoMissing(t *testing.T) {
+	_, err := newMosquitto(t.Context(), "/nowhere/mosquitto")
+	if err == nil || !strings.Contains(err.Error(), "apt-get install mosquitto") {
+		t.Errorf("error %v, want how to install it", err)
+	}
+}
+
+func TestMosquittoConfig(t *testing.T) {
+	for persistent, want := range map[bool]string{
+		false: "persistence false\n",
+		true:  "persistence true\npersistence_location /data/\n",
+	} {
+		got := mosquittoConfig("127.0.0.1:4711", "/data", persistent)
+		if !strings.HasPrefix(got, "listener 4711 127.0.0.1\n") || !strings.HasSuffix(got, want) {
+			t.Errorf("persistent %t: got %q, want it to end with %q", persistent, got, want)
+		}
+	}
+}
+
+func TestPutRules(t *testing.T) {
+	dir := t.TempDir()
+	if err := putRules(t.Context(), dir); err != nil {
+		t.Fatal(err)
+	}
+	cfg := storage.DefaultConfig()
+	cfg.Dir = dir
+	db, err := storage.Open(t.Context(), cfg, slog.New(slog.DiscardHandler))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer db.Close()
+	got, err := db.ACLRules(t.Context())
+	if err != nil || len(got) != len(accessRules) {
+		t.Errorf("%d rules, error %v, want %d", len(got), err, len(accessRules))
+	}
+}
+
+func TestListenAddress(t *testing.T) {
+	tests := []struct{ line, protocol, want string }{
+		{"  mqtt  tcp   127.0.0.1:40123", "mqtt", "127.0.0.1:40123"},
+		{"  http        http://127.0.0.1:40124", "http", "127.0.0.1:40124"},
+		{"  http        http://127.0.0.1:40124", "mqtt", ""},
+		{"  mqtt  tcp   somewhere", "mqtt", ""},
+		{"  try         mosquitto_sub -p 40123", "mqtt", ""},
+		{"", "mqtt", ""},
+	}
+	for _, tt := range tests {
+		if got, ok := listenAddress(tt.line, tt.protocol); ok != (tt.want != "") || ok && got != tt.want {
+			t.Errorf("%s in %q: got %q, %t, want %q", tt.protocol, tt.line, got, ok, tt.want)
+		}
+	}
+}
+
+// A broker may print anything; only so much of it is kept.
+func TestOutputIsBounded(t *testing.T) {
+	o := newOutput()
+	long := strings.Repeat("x", 3*lineBytes)
+	for range 3 * keptLines {
+		for _, part := range []string{long, "\r", "mqtt  tcp ", "127.0.0.1:1\n"} {
+			if n, err := o.Write([]byte(part)); n != len(part) || err != nil {
+				t.Fatalf("wrote %d, error %v, want %d", n, err, len(part))
+			}
+		}
+	}
+	if got, limit := len(o.tail()), keptLines*(lineBytes+1); got > limit {
+		t.Errorf("kept %d bytes, want at most %d", got, limit)
+	}
+	if got := <-o.mqtt; got != "127.0.0.1:1" {
+		t.Errorf("address %q, want 127.0.0.1:1", got)
+	}
+}
+
+func TestParseOptions(t *testing.T) {
+	var quiet strings.Builder
+	o, err := parse([]string{"-scenario", "fan", "-rounds", "2", "-messages", "7", "-mosquitto", "none"}, &quiet)
+	if err != nil || o.rounds != 2 || o.load.messages != 7 || !o.only.MatchString("qos1-fan-in") {
+		t.Errorf("got %+v, error %v", o, err)
+	}
+	if want := "go run ./bench -scenario fan -rounds 2 -messages 7 -mosquitto none"; o.command != want {
+		t.Errorf("command %q, want %q", o.command, want)
+	}
+	for _, args := range [][]string{
+		{"-rounds", "0"}, {"-time", "1h"}, {"-scenario", "("}, {"-scenario", "no-such"}, {"extra"},
+		{"-penstock", "none", "-mosquitto", "none"}, {"-unknown"},
+	} {
+		if _, err := parse(args, &quiet); err == nil {
+			t.Errorf("%v: no error", args)
+		}
+	}
+	if got := run([]string{"-rounds", "0"}, &quiet, &quiet); got != 2 {
+		t.Errorf("exit status %d, want 2", got)
+	}
+	if got := run([]string{"-penstock", "/nowhere/penstock"}, &quiet, &quiet); got != 1 {
+		t.Errorf("exit status without Penstock: %d, want 1", got)
+	}
+}
+
+func TestReplaceFile(t *testing.T) {
+	path := t.TempDir() + "/docs/benchmarks.md"
+	for _, want := range []string{"one", "two"} {
+		if err := replaceFile(path, []byte(want)); err != nil {
+			t.Fatal(err)
+		}
+		if got, err := os.ReadFile(path); err != nil || string(got) != want {
+			t.Errorf("got %q, error %v, want %q", got, err, want)
+		}
+	}
+}

@@ -1,0 +1,262 @@
+// Command bench measures Penstock beside Debian's Mosquitto: it starts both,
+// loads them in turn over loopback with a generator of its own, checks that
+// every message arrives once and in order, and writes what each took of CPU,
+// memory and disk into a Markdown file.
+package main
+
+import (
+	"context"
+	"errors"
+	"flag"
+	"fmt"
+	"io"
+	"os"
+	"os/signal"
+	"path/filepath"
+	"regexp"
+	"strings"
+	"syscall"
+	"time"
+)
+
+const (
+	startRounds = 10
+	idleTime    = 5 * time.Second
+	// A round that takes longer has failed. The slowest good one, the offline
+	// queue on a slow disk, stays well below.
+	roundTimeout = 45 * time.Second
+	startName    = "start" // what -scenario calls start time and idle memory
+)
+
+func main() {
+	os.Exit(run(os.Args[1:], os.Stdout, os.Stderr))
+}
+
+// run returns the exit status: 1 when a round failed or nothing could be
+// measured, 2 when the arguments are wrong.
+func run(args []string, stdout, stderr io.Writer) int {
+	o, err := parse(args, stderr)
+	if err != nil {
+		return 2
+	}
+	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
+	defer stop()
+	if err := o.measure(ctx, stdout); err != nil {
+		fmt.Fprintln(stderr, "bench:", err)
+		return 1
+	}
+	return 0
+}
+
+// options are the command line.
+type options struct {
+	penstock, mosquitto string
+	out                 string
+	only                *regexp.Regexp
+	rounds              int
+	load                load
+	command             string
+}
+
+func parse(args []string, stderr io.Writer) (options, error) {
+	o := options{command: strings.Join(append([]string{"go run ./bench"}, args...), " ")}
+	f := flag.NewFlagSet("bench", flag.ContinueOnError)
+	f.SetOutput(stderr)
+	f.StringVar(&o.penstock, "penstock", "bin/penstock", "Penstock's `program`, or none")
+	f.StringVar(&o.mosquitto, "mosquitto", "mosquitto", "Mosquitto's `program`, or none")
+	f.StringVar(&o.out, "out", "", "`file` for the report; standard output if empty")
+	only := f.String("scenario", "", "run what matches this `regexp` only: "+strings.Join(names(), ", "))
+	f.IntVar(&o.rounds, "rounds", 5, "rounds per scenario and broker")
+	f.Uint64Var(&o.load.messages, "messages", 0, "messages per round; 0 means by time")
+	f.DurationVar(&o.load.time, "time", 3*time.Second, "publishing time of a round")
+	if err := f.Parse(args); err != nil {
+		return o, err
+	}
+	err := func() (err error) {
+		if f.NArg() > 0 {
+			return fmt.Errorf("unexpected argument %q", f.Arg(0))
+		}
+		if o.rounds < 1 || o.load.time <= 0 || o.load.time > roundTimeout/2 {
+			return fmt.Errorf("-rounds must be at least 1, -time above 0s and at most %s", roundTimeout/2)
+		}
+		if o.penstock == "none" && o.mosquitto == "none" {
+			return errors.New("no broker to measure")
+		}
+		if o.only, err = regexp.Compile(*only); err != nil {
+			return err
+		}
+		for _, name := range names() {
+			if o.only.MatchString(name) {
+				return nil
+			}
+		}
+		return fmt.Errorf("no scenario matches %q: there are %s", *only, strings.Join(names(), ", "))
+	}()
+	if err != nil {
+		fmt.Fprintln(stderr, "bench:", err)
+	}
+	return o, err
+}
+
+// names returns what -scenario can match.
+func names() []string {
+	var list []string
+	for _, s := range scenarios() {
+		list = append(list, s.name)
+	}
+	return append(list, startName)
+}
+
+// measure runs everything and writes the report, also when rounds failed.
+func (o options) measure(ctx context.Context, progress io.Writer) error {
+	r := report{
+		command: o.command, date: time.Now(), machine: describeMachine(os.TempDir()),
+		rounds: o.rounds, load: o.load,
+	}
+	if o.penstock != "none" {
+		b, err := newPenstock(ctx, o.penstock)
+		if err != nil {
+			return err
+		}
+		r.brokers = append(r.brokers, b)
+	}
+	if o.mosquitto != "none" {
+		b, err := newMosquitto(ctx, o.mosquitto)
+		if err != nil {
+			return err
+		}
+		r.brokers = append(r.brokers, b)
+	}
+
+	failures := 0
+	for _, s := range scenarios() {
+		if !o.only.MatchString(s.name) {
+			continue
+		}
+		res := o.compare(ctx, s, r.brokers, progress)
+		if ctx.Err() != nil {
+			return errors.New("interrupted")
+		}
+		failures += len(res.failures)
+		r.results = append(r.results, res)
+	}
+	if o.only.MatchString(startName) {
+		for _, b := range r.brokers {
+			s, err := measureStart(ctx, b)
+			if err != nil {
+				return err
+			}
+			fmt.Fprintf(progress, "%-22s %-9s %s ms empty, %s ms existing, %.1f MiB idle\n",
+				startName, b.name, milliseconds(s.empty), milliseconds(s.existing), mebibytes(s.idle))
+			r.starts = append(r.starts, s)
+		}
+		r.files = programs(o.penstock)
+	}
+
+	if o.out == "" {
+		if _, err := io.WriteString(progress, r.markdown()); err != nil {
+			return err
+		}
+	} else if err := replaceFile(o.out, []byte(r.markdown())); err != nil {
+		return err
+	}
+	if failures > 0 {
+		return fmt.Errorf("%d rounds failed", failures)
+	}
+	return nil
+}
+
+// compare runs one scenario, the brokers in turn.
+func (o options) compare(ctx context.Context, s scenario, brokers []*broker, progress io.Writer) result {
+	res := result{scenario: s, samples: make([][]sample, len(brokers))}
+	for n := range o.rounds {
+		for i, b := range brokers {
+			got, err := runRound(ctx, b, s, o.load, roundTimeout)
+			if ctx.Err() != nil {
+				return res // the caller looks at ctx too
+			}
+			if err != nil {
+				fmt.Fprintf(progress, "%-22s %-9s failed: %v\n", s.name, b.name, err)
+				res.failures = append(res.failures, fmt.Sprintf("round %d: %v", n+1, err))
+				continue
+			}
+			for _, p := range got.phases {
+				fmt.Fprintf(progress, "%-22s %-9s %-5s %8.0f/s  %7.3f CPU s/million  %6.1f bytes/message  %5.1f MiB\n",
+					s.name, b.name, p.name, float64(p.count)/p.elapsed.Seconds(), p.cpu.Seconds()/float64(p.count)*1e6,
+					float64(p.written)/float64(p.messages), mebibytes(got.peak))
+			}
+			res.samples[i] = append(res.samples[i], got)
+		}
+	}
+	return res
+}
+
+// measureStart starts a broker in an empty directory and again in the same,
+// several times, and once more to see what it holds when idle.
+func measureStart(ctx context.Context, b *broker) (startup, error) {
+	s := startup{broker: b.name}
+	once := func(f func(dir string) error) error {
+		dir, err := os.MkdirTemp("", "penstock-bench-")
+		if err != nil {
+			return err
+		}
+		defer os.RemoveAll(dir)
+		return f(dir)
+	}
+	for range startRounds {
+		err := once(func(dir string) error {
+			for _, to := range []*[]time.Duration{&s.empty, &s.existing} {
+				p, err := b.start(ctx, dir, true)
+				if err != nil {
+					return err
+				}
+				*to = append(*to, p.ready)
+				p.stop()
+			}
+			return nil
+		})
+		if err != nil {
+			return s, err
+		}
+	}
+	err := once(func(dir string) error {
+		p, err := b.start(ctx, dir, true)
+		if err != nil {
+			return err
+		}
+		defer p.stop()
+		select {
+		case <-time.After(idleTime):
+		case <-ctx.Done():
+			return ctx.Err()
+		}
+		s.idle, err = memoryOf(p.pid(), "VmRSS")
+		return err
+	})
+	return s, err
+}
+
+// programs returns the sizes of the binary that was measured and of those in dist.
+func programs(penstock string) []file {
+	paths, _ := filepath.Glob("dist/penstock-linux-*") // a constant pattern is never malformed
+	var list []file
+	for _, path := range append([]string{penstock}, paths...) {
+		if info, err := os.Stat(path); err == nil && info.Mode().IsRegular() {
+			list = append(list, file{path, info.Size()})
+		}
+	}
+	return list
+}
+
+// replaceFile writes beside path and renames, so that an interrupted run
+// leaves the last report whole.
+func replaceFile(path string, data []byte) error {
+	if err := os.MkdirAll(filepath.Dir(path), 0o755); err != nil {
+		return err
+	}
+	next := path + ".new"
+	if err := os.WriteFile(next, data, 0o644); err != nil {
+		return err
+	}
+	return os.Rename(next, path)
+}

@@ -1,0 +1,100 @@
+# Penstock. "make" alone lists the targets. The program needs Go, git and make;
+# some targets need more, and say so.
+
+GO      ?= go
+VERSION ?= $(shell git describe --tags --always --dirty 2>/dev/null || echo dev)
+
+# No cgo: one static binary for any Linux. The race detector alone wants it.
+export CGO_ENABLED := 0
+
+LDFLAGS  = -s -w -buildid= -X main.version=$(VERSION)
+BINARIES = $(addprefix dist/penstock-linux-,amd64 arm64 armv7 armv6)
+
+# Whether a C compiler works, which the race detector needs.
+RACE = $(shell printf '\043include <stdlib.h>\nint main(void) { return 0; }\n' | $${CC:-gcc} -x c - -o /dev/null 2>/dev/null && echo yes)
+
+# Emulators for the tests on ARM: as GOARCH:GOARM:program.
+ARM = arm64::qemu-aarch64-static arm:7:qemu-arm-static_-cpu_cortex-a7 arm:6:qemu-arm-static_-cpu_arm1176
+
+.PHONY: help run build test lint dist dist-check bench soak test-arm fuzz clean
+.DEFAULT_GOAL := help
+
+help: ## list the targets
+	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 14
+
+run: build ## start a broker for a trial: MQTT on 127.0.0.1:1883, API on 127.0.0.1:8080, data in ./data
+	@exec bin/penstock serve --dev
+
+build: ## build bin/penstock for this machine
+	$(GO) build -trimpath -ldflags '-X main.version=$(VERSION)' -o bin/penstock .
+
+test: ## run all tests, with the race detector if there is a C compiler (wants mosquitto-clients and systemd)
+	$(GO) test -tags faults -run 'FindsFaults' ./broker
+	@if [ '$(RACE)' = yes ]; then \
+		set -x; CGO_ENABLED=1 $(GO) test -race -timeout 20m ./...; \
+	else \
+		echo 'No C compiler works here: testing WITHOUT the race detector (apt-get install gcc libc6-dev).'; \
+		set -x; $(GO) test -timeout 20m ./...; \
+	fi
+
+lint: ## gofmt, go vet (64 and 32 bits) and staticcheck
+	@unformatted=$$($$($(GO) env GOROOT)/bin/gofmt -l .); \
+		if [ -n "$$unformatted" ]; then echo "gofmt would change: $$unformatted"; exit 1; fi
+	$(GO) vet ./...
+	$(GO) vet -tags faults ./broker/...
+	GOARCH=arm $(GO) vet ./...
+	$(GO) tool staticcheck ./...
+
+dist: $(BINARIES) ## build dist/ for all machines: static, stripped, the same bytes for the same commit
+	cd dist && sha256sum $(notdir $(BINARIES)) >SHA256SUMS
+	@cat dist/SHA256SUMS
+
+dist/penstock-linux-amd64: export GOARCH = amd64
+dist/penstock-linux-arm64: export GOARCH = arm64
+dist/penstock-linux-armv7: export GOARCH = arm
+dist/penstock-linux-armv7: export GOARM = 7
+dist/penstock-linux-armv6: export GOARCH = arm
+dist/penstock-linux-armv6: export GOARM = 6
+# Always built: Go knows better than make what has changed.
+$(BINARIES): FORCE
+	GOOS=linux $(GO) build -trimpath -buildvcs=false -ldflags '$(LDFLAGS)' -o $@ .
+FORCE:
+
+dist-check: dist ## build dist/ once more, elsewhere and without the cache, and compare
+	@set -e; there=$$(mktemp -d); trap 'rm -rf "$$there"' EXIT; \
+	mkdir "$$there/a-longer-path"; \
+	git ls-files -z --cached --others --exclude-standard | xargs -0 cp -P --parents -t "$$there/a-longer-path"; \
+	GOCACHE="$$there/cache" $(MAKE) --no-print-directory -C "$$there/a-longer-path" VERSION='$(VERSION)' dist >/dev/null; \
+	diff dist/SHA256SUMS "$$there/a-longer-path/dist/SHA256SUMS"; \
+	echo 'dist: two builds are identical'
+
+bench: build ## compare with Debian's mosquitto (wants mosquitto); BENCH='-scenario …' for a part
+	$(GO) run ./bench $(BENCH)
+
+MODEL_RUNS  ?= 5000000
+KILL_ROUNDS ?= 500
+SOAK_FUZZTIME ?= 2m
+soak: ## the tests that take hours: MODEL_RUNS (5000000) of the model checker, KILL_ROUNDS (500) of kill -9
+	PENSTOCK_SOAK=1 PENSTOCK_MODEL_RUNS=$(MODEL_RUNS) PENSTOCK_KILL_ROUNDS=$(KILL_ROUNDS) \
+		$(GO) test -count 1 -timeout 24h -v -run 'Soak|Kill|Model' ./...
+	$(MAKE) --no-print-directory fuzz FUZZTIME=$(SOAK_FUZZTIME)
+
+test-arm: ## the tests of broker and storage on emulated ARM: 64 bits, ARMv7, ARMv6 (wants qemu-user-static)
+	@set -e; for arm in $(ARM); do \
+		arch=$${arm%%:*}; arm=$${arm#*:}; export GOARCH=$$arch GOARM=$${arm%%:*}; \
+		emulator=$$(echo "$${arm#*:}" | tr _ ' '); \
+		echo "GOARCH=$$GOARCH GOARM=$$GOARM $(GO) test -short -exec '$$emulator' ./broker/... ./storage/..."; \
+		PENSTOCK_MODEL_RUNS=2000 $(GO) test -short -timeout 30m -exec "$$emulator" ./broker/... ./storage/...; \
+	done
+
+FUZZTIME ?= 10s
+fuzz: ## run every fuzz test for FUZZTIME (10s)
+	@set -e; grep -rl --include='*_test.go' '^func Fuzz' . | while read -r file; do \
+		for name in $$(sed -n 's/^func \(Fuzz[A-Za-z0-9_]*\)(.*/\1/p' "$$file"); do \
+			echo "$$name in $$file"; \
+			$(GO) test -run '^$$' -fuzz "^$$name\$$" -fuzztime $(FUZZTIME) -fuzzminimizetime 10x "./$$(dirname "$$file")" </dev/null; \
+		done; \
+	done
+
+clean: ## remove what was built (not data/)
+	rm -rf bin dist

@@ -124,7 +124,9 @@ func (a *App) startStorage(ctx context.Context) error {
 }
 
 func (a *App) startBroker() error {
-	b, err := broker.New(a.cfg.Broker, a.db, a.log)
+	cfg := a.cfg.Broker
+	cfg.Version = a.opt.Version
+	b, err := broker.New(cfg, a.db, a.log)
 	if err != nil {
 		return addressHint(err, "broker.listener.address", "--mqtt")
 	}

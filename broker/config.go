@@ -26,7 +26,10 @@ type Config struct {
 	MaxQueueBytes    units.Bytes      `toml:"max_queue_bytes"`    // waiting for one client: topics, payloads and properties
 	SessionExpiry    units.Duration   `toml:"session_expiry"`     // longest Session Expiry Interval, and that of MQTT 3.x sessions
 	WillGrace        units.Duration   `toml:"will_grace"`         // after a restart, wills of clients that did not come back
+	SysInterval      units.Duration   `toml:"sys_interval"`       // how often $SYS topics are published; 0: never
 	Listeners        []ListenerConfig `toml:"listener"`
+
+	Version string `toml:"-"` // of the program, as $SYS/broker/version shows it
 }
 
 // ListenerConfig is one [[broker.listener]].
@@ -53,6 +56,7 @@ func DefaultConfig() Config {
 		MaxQueueBytes:    64 << 20,
 		SessionExpiry:    units.Duration(30 * 24 * 3600e9),
 		WillGrace:        units.Duration(30e9),
+		SysInterval:      units.Duration(10e9),
 		Listeners:        []ListenerConfig{{Name: "tcp", Address: ":1883"}},
 	}
 }
@@ -80,6 +84,9 @@ func (c Config) Validate() error {
 		within("session_expiry", c.SessionExpiry, 1e9, 36500*24*3600e9),
 		within("will_grace", c.WillGrace, 0, 86400e9),
 	)
+	if c.SysInterval != 0 {
+		err = errors.Join(err, within("sys_interval", c.SysInterval, 1e9, 3600e9))
+	}
 	if err != nil {
 		return err
 	}

@@ -66,6 +66,9 @@ type conn struct {
 	hello     hello
 	msgsIn    [3]uint64 // by QoS, not yet added to the plane's counters
 	bytesIn   [3]uint64
+	packetsIn uint64 // these three too
+	networkIn uint64
+	payloadIn uint64
 	acks      ackQueue
 	resume    chan struct{} // capacity 1: what the reader waits for may have come
 	holding   atomic.Bool   // the reader is to be woken when the client is no longer over
@@ -95,6 +98,9 @@ type conn struct {
 	maxPacket int           // client's Maximum Packet Size, 0: none
 	msgsOut   [3]uint64
 	bytesOut  [3]uint64
+
+	otherOut   uint64 // packets but PUBLISH
+	payloadOut uint64
 }
 
 // topicState is what a connection remembers of a topic it publishes to.
@@ -109,6 +115,7 @@ func newConn(b *Broker, sock net.Conn, listener string) *conn {
 		b: b, sock: sock, listener: listener, since: time.Now(),
 		gone: make(chan struct{}), closing: make(chan struct{}), resume: make(chan struct{}, 1),
 	}
+	b.plane.sockets.Add(1)
 	c.deadline = c.since.Add(b.cfg.ConnectTimeout.D())
 	_ = sock.SetReadDeadline(c.deadline) // a socket that cannot have one fails on Read
 	return c
@@ -125,7 +132,9 @@ func (c *conn) Read(p []byte) (int, error) {
 	}
 	n := copy(p, c.in[c.r:c.r+c.control])
 	c.r += n
-	c.control -= n
+	if c.control -= n; c.control == 0 {
+		c.packetsIn++
+	}
 	return n, nil
 }
 
@@ -168,6 +177,7 @@ func (c *conn) next() error {
 		}
 		c.hello.err = checkConnect(c.in[c.r+header : c.r+size])
 		c.gotHello, c.heard, c.control = true, true, size
+		c.b.plane.connects.Add(1)
 		return nil
 	}
 	if !c.up {
@@ -216,6 +226,7 @@ func (c *conn) next() error {
 // data handles one packet of the data plane.
 func (c *conn) data(first byte, body []byte, size int) error {
 	p := c.b.plane
+	c.packetsIn++
 	switch first >> 4 {
 	case typePublish:
 		return c.publish(first, body, size)
@@ -282,6 +293,7 @@ func (c *conn) publish(first byte, body []byte, size int) error {
 	}
 	c.msgsIn[f.qos]++
 	c.bytesIn[f.qos] += uint64(size)
+	c.payloadIn += uint64(len(f.payload))
 	if f.qos > 0 && c.version == 5 && c.acks.unacknowledged() >= c.b.cfg.ReceiveMaximum {
 		return &wireError{reasonReceiveMaximum, "more unacknowledged PUBLISH packets than the Receive Maximum allows"} // [MQTT-3.3.4-9]
 	}
@@ -395,6 +407,7 @@ func (c *conn) fill(size int) error {
 	}
 	n, err := c.sock.Read(c.in[c.w:])
 	c.w += n
+	c.networkIn += uint64(n)
 	if waking {
 		c.holding.Store(false)
 		c.rearm() // the deadline may have been moved to wake us
@@ -443,6 +456,12 @@ func (c *conn) settle() {
 			p.bytesIn[q].Add(c.bytesIn[q])
 			c.msgsIn[q], c.bytesIn[q] = 0, 0
 		}
+	}
+	if c.networkIn > 0 || c.packetsIn > 0 {
+		p.packetsIn.Add(c.packetsIn)
+		p.networkIn.Add(c.networkIn)
+		p.payloadIn.Add(c.payloadIn)
+		c.packetsIn, c.networkIn, c.payloadIn = 0, 0, 0
 	}
 }
 
@@ -603,6 +622,7 @@ func (c *conn) kick(reason byte) {
 	c.outMu.Lock()
 	if c.up && c.version == 5 && !c.stopped {
 		c.out = appendDisconnect(c.out, reason)
+		c.otherOut++
 	}
 	c.outMu.Unlock()
 	_ = c.Close()
@@ -654,6 +674,7 @@ func (c *conn) sendPublish(m *storage.Message, qos byte, dup, retain bool, packe
 	c.out = appendPublish(c.out, m, c.version, qos, dup, retain, packetID, expiry, ids)
 	c.msgsOut[qos]++
 	c.bytesOut[qos] += uint64(len(c.out) - before)
+	c.payloadOut += uint64(len(m.Payload))
 	c.mark(b)
 	return true
 }
@@ -670,6 +691,7 @@ func (c *conn) sendAck(kind byte, packetID uint16, reason byte, codes []byte, b 
 	} else {
 		c.out = appendAck(c.out, kind, c.version, packetID, reason)
 	}
+	c.otherOut++
 	c.mark(b)
 }
 
@@ -705,6 +727,7 @@ func (c *conn) Write(p []byte) (int, error) {
 		return 0, errClosed
 	}
 	c.out = append(c.out, p...)
+	c.otherOut++
 	c.outMu.Unlock()
 	c.flush()
 	return len(p), nil
@@ -772,6 +795,7 @@ func (c *conn) writeOut(buf []byte) error {
 		}
 		c.outMu.Unlock()
 		n, err := c.sock.Write(piece)
+		c.b.plane.networkOut.Add(uint64(n))
 		if err != nil && !(n > 0 && errors.Is(err, os.ErrDeadlineExceeded) && !c.closed.Load()) {
 			return err
 		}
@@ -810,12 +834,19 @@ func (c *conn) trim() {
 // addUp adds what was counted to the plane's counters. outMu is held.
 func (c *conn) addUp() {
 	p := c.b.plane
+	packets := c.otherOut
 	for q := range c.msgsOut {
 		if c.msgsOut[q] > 0 {
 			p.messagesOut[q].Add(c.msgsOut[q])
+			packets += c.msgsOut[q]
 			p.bytesOut[q].Add(c.bytesOut[q])
 			c.msgsOut[q], c.bytesOut[q] = 0, 0
 		}
+	}
+	if packets > 0 {
+		p.packetsOut.Add(packets)
+		p.payloadOut.Add(c.payloadOut)
+		c.otherOut, c.payloadOut = 0, 0
 	}
 }
 

@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"maps"
 	"net"
+	"os"
 	"regexp"
 	"slices"
 	"strconv"
@@ -120,6 +121,31 @@ func TestSysNamesAndFormats(t *testing.T) {
 	})
 }
 
+// Each topic is explained to those who look at it.
+func TestSysDocumented(t *testing.T) {
+	doc, err := os.ReadFile("../docs/operations.md")
+	if err != nil {
+		t.Fatal(err)
+	}
+	_, section, _ := strings.Cut(string(doc), "\n## $SYS topics\n")
+	section, _, _ = strings.Cut(section, "\n## ")
+	check := func(name string) {
+		t.Helper()
+		if !strings.Contains(section, "`"+name+"`") {
+			t.Errorf("`%s` is not below \"## $SYS topics\" in docs/operations.md: add it to one of the tables", name)
+		}
+	}
+	for _, v := range sysValues {
+		check(v.topic)
+	}
+	for _, l := range sysLoads {
+		check(l.topic)
+	}
+	for _, s := range sysSpans {
+		check("load/NAME/" + s.topic)
+	}
+}
+
 // counted counts what a client's socket carries.
 type counted struct {
 	net.Conn
@@ -174,6 +200,12 @@ func TestSysValues(t *testing.T) {
 		refused.send(connectPacket(connectOptions{id: "x", version: 4, will: &storage.Message{Topic: "$SYS/x"}})) // 1, 1
 		refused.expect(typeConnack)
 		refused.c.Close()
+		old := connect(connectOptions{id: "twice", version: 5})   // 1, 1
+		twice := connect(connectOptions{id: "twice", version: 5}) // 1, 1
+		if reason := old.expectEnd(); reason != reasonTakenOver { // 0, 1
+			t.Errorf("got a DISCONNECT with %#x, want one for the takeover", reason)
+		}
+		twice.disconnect() // 1, 0
 		p.dial().c.Close() // a socket without a CONNECT
 		synctest.Wait()
 
@@ -187,14 +219,14 @@ func TestSysValues(t *testing.T) {
 			"clients/disconnected": "2", "clients/inactive": "2", "clients/expired": "0",
 			"subscriptions/count": "4", "shared_subscriptions/count": "3",
 			"retained messages/count": all, "messages/stored": strconv.Itoa(len(got) + 2), "store/messages/count": strconv.Itoa(len(got) + 2),
-			"messages/received": "16", "messages/sent": "14",
+			"messages/received": "19", "messages/sent": "17",
 			"publish/messages/received": "3", "publish/messages/sent": "2", "publish/messages/dropped": "0",
 			"publish/bytes/received": "14", "publish/bytes/sent": "9",
 			"bytes/received": fmt.Sprint(out.Load()), "bytes/sent": fmt.Sprint(in.Load()),
 			"uptime": "10 seconds",
 			// n in 10 s: 6n (1 - exp(-1/6))
-			"load/sockets/1min": "4.61", "load/connections/1min": "3.68",
-			"load/messages/received/1min": "14.74", "load/messages/sent/1min": "12.90",
+			"load/sockets/1min": "6.45", "load/connections/1min": "5.53",
+			"load/messages/received/1min": "17.50", "load/messages/sent/1min": "15.66",
 			"load/publish/received/1min": "2.76", "load/publish/sent/1min": "1.84", "load/publish/dropped/1min": "0.00",
 		} {
 			if got[topic] != want {

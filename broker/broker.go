@@ -201,6 +201,7 @@ func (b *Broker) accept(ln net.Listener, name string) {
 			continue
 		}
 		pause = 0
+		b.plane.sockets.Add(1)
 		c := newConn(b, sock, name)
 		b.mu.Lock()
 		full := len(b.conns) >= b.cfg.MaxConnections || b.stopping.Load()

@@ -115,7 +115,6 @@ func newConn(b *Broker, sock net.Conn, listener string) *conn {
 		b: b, sock: sock, listener: listener, since: time.Now(),
 		gone: make(chan struct{}), closing: make(chan struct{}), resume: make(chan struct{}, 1),
 	}
-	b.plane.sockets.Add(1)
 	c.deadline = c.since.Add(b.cfg.ConnectTimeout.D())
 	_ = sock.SetReadDeadline(c.deadline) // a socket that cannot have one fails on Read
 	return c

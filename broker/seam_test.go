@@ -1323,7 +1323,7 @@ func TestSlowIsNotStalled(t *testing.T) {
 			ours, theirs := net.Pipe()
 			cfg := DefaultConfig()
 			cfg.WriteTimeout = units.Duration(10 * time.Second)
-			c := newConn(&Broker{cfg: cfg}, theirs, "x")
+			c := newConn(&Broker{cfg: cfg, plane: &plane{}}, theirs, "x")
 			done := make(chan struct{})
 			go func() {
 				defer close(done)

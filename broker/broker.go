@@ -82,6 +82,7 @@ func New(cfg Config, db *storage.DB, log *slog.Logger) (_ *Broker, err error) {
 	}
 	opts := mochiOptions(&b.cfg)
 	opts.Logger = slog.New(slog.DiscardHandler)
+	opts.ClientNetReadBufferSize = 512 // it reads one packet
 	b.mochi = mqtt.New(opts)
 	if err := b.mochi.AddHook(&hook{b: b}, nil); err != nil {
 		return nil, fmt.Errorf("set up control plane: %w", err)
@@ -122,7 +123,7 @@ func (b *Broker) Run(ctx context.Context) error {
 	b.plane.stopping.Store(true)
 	b.closeListeners()
 	for _, c := range b.connections() {
-		c.kick(reasonShuttingDown)
+		c.kick(reasonShuttingDown, reasonTexts[reasonShuttingDown])
 	}
 	flushCtx, cancel := context.WithTimeout(context.Background(), stopTimeout)
 	defer cancel()
@@ -217,18 +218,35 @@ func (b *Broker) accept(ln net.Listener, name string) {
 	}
 }
 
-// serve runs one connection to its end. It is the one place where a session
-// goes down: mochi's own event does not come after a panic or a failed
-// CONNACK, and may come after the successor is up.
+// serve runs one connection up to its CONNACK, and then in a new goroutine to
+// its end: the stack that the handshake took is not kept for an idle client.
 func (b *Broker) serve(c *conn) {
-	b.establish(c)
-	_ = c.Close()
-	c.settle()
-	if c.sess != nil {
-		if cl, ok := b.mochi.Clients.Get(c.sess.clientID); ok && cl.Net.Conn == net.Conn(c) {
+	b.guard(c, func() {
+		_ = b.mochi.EstablishConnection(c.listener, (*handshake)(c)) // why a connection ended is logged where it is decided
+	})
+	if c.sess != nil { // mochi's registry is for the handshake; what it has of this connection goes with it
+		if cl, ok := b.mochi.Clients.Get(c.sess.clientID); ok && cl.Net.Conn == net.Conn((*handshake)(c)) {
 			b.mochi.Clients.Delete(c.sess.clientID)
 		}
 	}
+	if !c.up {
+		_ = c.Close()
+		b.part(c)
+		return
+	}
+	b.serving.Go(func() {
+		b.guard(c, c.run)
+		_ = c.Close()
+		b.part(c)
+	})
+}
+
+// part takes leave of a connection. It is the one place where a session goes
+// down: mochi's own event does not come after a panic or a failed CONNACK, and
+// may come after the successor is up.
+func (b *Broker) part(c *conn) {
+	c.settle()
+	c.release()
 	b.mu.Lock()
 	delete(b.conns, c)
 	b.mu.Unlock()
@@ -245,15 +263,14 @@ func (b *Broker) serve(c *conn) {
 	b.log.Debug("client left", "client", c.sess.clientID)
 }
 
-// establish hands the connection to mochi, and returns when that is done with
-// it, be it by a panic.
-func (b *Broker) establish(c *conn) {
+// guard calls f, and returns also when that ends by a panic.
+func (b *Broker) guard(c *conn, f func()) {
 	defer func() {
 		if r := recover(); r != nil {
 			b.log.Error("connection ended by a defect", "client", c.who.clientID, "address", c.sock.RemoteAddr().String(), "err", fmt.Sprint(r), "stack", string(debug.Stack()))
 		}
 	}()
-	_ = b.mochi.EstablishConnection(c.listener, c) // why a connection ended is logged where it is decided
+	f()
 }
 
 // Listeners returns the bound listeners in the order of the configuration.

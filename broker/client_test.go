@@ -283,7 +283,10 @@ func (c *client) subscribe(options byte, filters ...string) []byte {
 	}
 	c.send(packet(typeSubscribe<<4|2, parts...))
 	_, body := c.expect(typeSuback)
-	return body[2+len(c.noProps()):]
+	if c.version == 5 {
+		return body[3+body[2]:] // behind the properties, which are short
+	}
+	return body[2:]
 }
 
 func (c *client) publishPacket(topic string, payload string, qos byte, flags byte, id uint16) []byte {

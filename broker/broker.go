@@ -41,6 +41,7 @@ type Broker struct {
 	plane   *plane
 	started time.Time
 	hashing chan struct{}
+	sys     sysTopics
 
 	listeners []*listener
 
@@ -122,6 +123,7 @@ func (b *Broker) Run(ctx context.Context) error {
 	for _, l := range b.listeners {
 		b.serving.Go(func() { b.accept(l) })
 	}
+	b.announce(time.Now()) // before the first client asks
 	tick := time.NewTicker(time.Second)
 	defer tick.Stop()
 	for ctx.Err() == nil {
@@ -176,6 +178,7 @@ func (b *Broker) sweep(now time.Time) {
 	var batch batch
 	b.plane.sweep(now, &batch)
 	batch.flush()
+	b.announce(now)
 	for _, c := range b.connections() {
 		c.trim()
 	}
@@ -326,6 +329,10 @@ func (b *Broker) Stats() Stats {
 	p := b.plane
 	s := Stats{
 		Started: b.started, Connections: p.connections.Load(), ConnectionsTotal: p.connectionsTotal.Load(),
+		Sockets: p.sockets.Load(), Connects: p.connects.Load(), SessionsExpired: p.sessionsExpired.Load(),
+		PayloadIn: p.payloadIn.Load(), PayloadOut: p.payloadOut.Load(),
+		PacketsIn: p.packetsIn.Load(), PacketsOut: p.packetsOut.Load(),
+		NetworkIn: p.networkIn.Load(), NetworkOut: p.networkOut.Load(),
 		QueueMessages: p.queueMessages.Load(), QueueBytes: p.queueBytes.Load(),
 		Dropped: make(map[string]uint64, dropKinds), Limited: make(map[string]uint64, limitKinds), Journal: b.journal.Stats(),
 	}
@@ -343,7 +350,11 @@ func (b *Broker) Stats() Stats {
 	s.Sessions = int64(len(p.sessions))
 	p.sessMu.Unlock()
 	p.mu.RLock()
-	s.Subscriptions, s.Retained = int64(p.subs.len()), int64(p.retained.len())
+	for _, g := range p.groups {
+		s.SharedSubscriptions += int64(len(g.members))
+	}
+	s.Subscriptions = int64(p.subs.len()-len(p.groups)) + s.SharedSubscriptions
+	s.Retained, s.RetainedBytes = int64(p.retained.len()-p.retained.own), p.retained.bytes
 	p.mu.RUnlock()
 	return s
 }

@@ -34,6 +34,7 @@ func start(t testing.TB, dir string, change ...func(*Config, *storage.Config)) *
 	t.Helper()
 	cfg, scfg := DefaultConfig(), storage.DefaultConfig()
 	cfg.Listeners[0].Address = "127.0.0.1:0"
+	cfg.SysInterval = 0 // tests of $SYS set it; others count what comes
 	scfg.Dir = dir
 	scfg.CommitDelay = units.Duration(2 * time.Millisecond)
 	for _, f := range change {

@@ -30,7 +30,10 @@ type Config struct {
 	MaxKeepAlive     units.Duration   `toml:"max_keep_alive"`       // longest Keep Alive of MQTT 5 clients; 0: as they ask
 	ResponseInfo     string           `toml:"response_information"` // what MQTT 5 clients get that ask for it; %c and %u are replaced
 	WillGrace        units.Duration   `toml:"will_grace"`           // after a restart, wills of clients that did not come back
+	SysInterval      units.Duration   `toml:"sys_interval"`         // how often $SYS topics are published; 0: never
 	Listeners        []ListenerConfig `toml:"listener"`
+
+	Version string `toml:"-"` // of the program, as $SYS/broker/version shows it
 }
 
 // DefaultConfig returns the defaults.
@@ -51,6 +54,7 @@ func DefaultConfig() Config {
 		MaxQueueBytes:    64 << 20,
 		SessionExpiry:    units.Duration(30 * 24 * 3600e9),
 		WillGrace:        units.Duration(30e9),
+		SysInterval:      units.Duration(10e9),
 		Listeners:        []ListenerConfig{{Name: "tcp", Address: ":1883", Protocol: protocolMQTT}},
 	}
 }
@@ -80,6 +84,9 @@ func (c Config) Validate() error {
 		within("max_keep_alive", c.MaxKeepAlive, 0, 65535e9),
 		within("will_grace", c.WillGrace, 0, 86400e9),
 	)
+	if c.SysInterval != 0 {
+		err = errors.Join(err, within("sys_interval", c.SysInterval, 1e9, 3600e9))
+	}
 	if err != nil {
 		return err
 	}

@@ -92,6 +92,9 @@ type conn struct {
 	imposed   bool          // so is the keep alive
 	msgsIn    [3]uint64     // by QoS, not yet added to the plane's counters
 	bytesIn   [3]uint64
+	packetsIn uint64 // these three too
+	networkIn uint64
+	payloadIn uint64
 	acks      ackQueue
 	resume    chan struct{} // capacity 1: what the reader waits for may have come
 	holding   atomic.Bool   // the reader is to be woken when the client is no longer over
@@ -124,6 +127,9 @@ type conn struct {
 	outAlias  map[string]uint16
 	msgsOut   [3]uint64
 	bytesOut  [3]uint64
+
+	otherOut   uint64 // packets but PUBLISH
+	payloadOut uint64
 }
 
 // topicState is what a connection remembers of a topic it publishes to.
@@ -253,6 +259,7 @@ func (c *conn) say(packet []byte) {
 	c.outMu.Lock()
 	if !c.stopped {
 		c.out = append(c.out, packet...)
+		c.otherOut++
 	}
 	c.outMu.Unlock()
 	c.flush()
@@ -301,6 +308,8 @@ func (c *conn) next() error {
 	kind := first >> 4
 	if !c.up {
 		c.gotHello, c.heard = true, true
+		c.packetsIn++
+		c.b.plane.connects.Add(1)
 		if err := c.greet(c.in[c.r+header : c.r+size]); err != nil {
 			return err
 		}
@@ -314,6 +323,7 @@ func (c *conn) next() error {
 		if first&0x0F != 0 || len(body) != 0 {
 			return c.fail(malformed("PINGREQ with flags or a body"))
 		}
+		c.packetsIn++
 		c.pong()
 		c.r += size
 		return nil
@@ -328,6 +338,7 @@ func (c *conn) next() error {
 			return c.holdBack() // what came before it comes first
 		}
 		c.goodbye = true
+		c.packetsIn++
 		c.r += size
 		return nil
 	case typePubrec, typePubrel:
@@ -352,6 +363,7 @@ func (c *conn) pong() {
 	defer c.outMu.Unlock()
 	if !c.stopped {
 		c.out = append(c.out, typePingresp<<4, 0)
+		c.otherOut++
 		c.mark(&c.batch)
 	}
 }
@@ -359,6 +371,7 @@ func (c *conn) pong() {
 // data handles one packet of the data plane.
 func (c *conn) data(first byte, body []byte, size int) error {
 	p := c.b.plane
+	c.packetsIn++
 	switch first >> 4 {
 	case typePublish:
 		return c.publish(first, body, size)
@@ -435,6 +448,7 @@ func (c *conn) publish(first byte, body []byte, size int) error {
 	}
 	c.msgsIn[f.qos]++
 	c.bytesIn[f.qos] += uint64(size)
+	c.payloadIn += uint64(len(f.payload))
 	if f.qos > 0 && c.version == 5 && c.acks.unacknowledged() >= c.b.cfg.ReceiveMaximum {
 		return &wireError{reasonReceiveMaximum, "more unacknowledged PUBLISH packets than the Receive Maximum allows"} // [MQTT-3.3.4-9]
 	}
@@ -535,6 +549,7 @@ func (c *conn) fill(size int) error {
 		}
 	}
 	n, err := c.receive(size)
+	c.networkIn += uint64(n)
 	if waking {
 		c.holding.Store(false)
 		c.rearm() // the deadline may have been moved to wake us
@@ -674,6 +689,12 @@ func (c *conn) settle() {
 			c.msgsIn[q], c.bytesIn[q] = 0, 0
 		}
 	}
+	if c.networkIn > 0 || c.packetsIn > 0 {
+		p.packetsIn.Add(c.packetsIn)
+		p.networkIn.Add(c.networkIn)
+		p.payloadIn.Add(c.payloadIn)
+		c.packetsIn, c.networkIn, c.payloadIn = 0, 0, 0
+	}
 }
 
 // over reports whether more acknowledgements are due to the client than its
@@ -805,6 +826,7 @@ func (c *conn) kick(reason byte, text string) {
 		if c.tooLarge(before) { // [MQTT-3.14.2-3]
 			c.out = appendDisconnect(c.out[:before], reason, "")
 		}
+		c.otherOut++
 	}
 	c.outMu.Unlock()
 	_ = c.Close()
@@ -871,6 +893,7 @@ func (c *conn) sendPublish(m *storage.Message, qos byte, dup, retain bool, packe
 	}
 	c.msgsOut[qos]++
 	c.bytesOut[qos] += uint64(len(c.out) - before)
+	c.payloadOut += uint64(len(m.Payload))
 	c.mark(b)
 	return true
 }
@@ -901,6 +924,7 @@ func (c *conn) sendAck(kind byte, packetID uint16, reason byte, codes []byte, b 
 		c.out = c.out[:before]
 		c.appendAck(kind, packetID, reason, codes, "")
 	}
+	c.otherOut++
 	c.mark(b)
 }
 
@@ -1007,6 +1031,7 @@ func (c *conn) writeOut(buf []byte) error {
 		}
 		c.outMu.Unlock()
 		n, err := c.sock.Write(piece)
+		c.b.plane.networkOut.Add(uint64(n))
 		if err != nil && !(n > 0 && errors.Is(err, os.ErrDeadlineExceeded) && !c.closed.Load()) {
 			return err
 		}
@@ -1045,12 +1070,19 @@ func (c *conn) trim() {
 // addUp adds what was counted to the plane's counters. outMu is held.
 func (c *conn) addUp() {
 	p := c.b.plane
+	packets := c.otherOut
 	for q := range c.msgsOut {
 		if c.msgsOut[q] > 0 {
 			p.messagesOut[q].Add(c.msgsOut[q])
+			packets += c.msgsOut[q]
 			p.bytesOut[q].Add(c.bytesOut[q])
 			c.msgsOut[q], c.bytesOut[q] = 0, 0
 		}
+	}
+	if packets > 0 {
+		p.packetsOut.Add(packets)
+		p.payloadOut.Add(c.payloadOut)
+		c.otherOut, c.payloadOut = 0, 0
 	}
 }
 

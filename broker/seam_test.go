@@ -1338,7 +1338,7 @@ func TestSlowIsNotStalled(t *testing.T) {
 			ours, theirs := net.Pipe()
 			cfg := DefaultConfig()
 			cfg.WriteTimeout = units.Duration(10 * time.Second)
-			c := connOn(&Broker{cfg: cfg}, theirs)
+			c := connOn(&Broker{cfg: cfg, plane: &plane{}}, theirs)
 			done := make(chan struct{})
 			go func() {
 				defer close(done)

@@ -65,9 +65,10 @@ func verifyPassword(hash string, password []byte) (bool, error) {
 
 // authenticate decides on a CONNECT. It returns 0, or the reason code of the
 // refusal and why.
-func (b *Broker) authenticate(who principal, hasUser bool, password []byte) (byte, string) {
+func (b *Broker) authenticate(c *conn, hasUser bool, password []byte) (byte, string) {
+	who := c.who
 	if !hasUser {
-		if b.cfg.Anonymous == "all" || b.cfg.Anonymous == "loopback" && who.address.IsLoopback() {
+		if c.ln.limits.anonymous == "all" || c.ln.limits.anonymous == "loopback" && who.address.IsLoopback() {
 			return reasonSuccess, ""
 		}
 		return reasonNotAuthorized, "a user name and a password are needed here"

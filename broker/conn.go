@@ -54,11 +54,13 @@ func readBuf(class int) *[]byte {
 // The fields of the input side belong to the goroutine that reads: mochi's
 // first, run's after it.
 type conn struct {
-	b        *Broker
-	sock     net.Conn
-	listener string
-	since    time.Time
-	gone     chan struct{} // closed when no further packet will be handled
+	b       *Broker
+	sock    net.Conn
+	ln      *listener
+	slot    *slot
+	refusal byte // not 0: the CONNECT is refused with this reason, there are too many connections
+	since   time.Time
+	gone    chan struct{} // closed when no further packet will be handled
 
 	// Input side.
 	in        []byte
@@ -137,12 +139,12 @@ type topicState struct {
 	allowed bool
 }
 
-func newConn(b *Broker, sock net.Conn, listener string) *conn {
+func newConn(b *Broker, s *slot, sock net.Conn) *conn {
 	c := &conn{
-		b: b, sock: sock, listener: listener, since: time.Now(),
+		b: b, sock: sock, ln: s.ln, slot: s, since: s.since,
 		gone: make(chan struct{}), closing: make(chan struct{}), resume: make(chan struct{}, 1),
 	}
-	c.deadline = c.since.Add(b.cfg.ConnectTimeout.D())
+	c.deadline = c.since.Add(c.ln.limits.connectTimeout)
 	_ = sock.SetReadDeadline(c.deadline) // a socket that cannot have one fails on Read
 	if s, ok := sock.(syscall.Conn); ok {
 		if raw, err := s.SyscallConn(); err == nil {
@@ -289,7 +291,7 @@ func (c *conn) next() error {
 	if err != nil {
 		return c.fail(err)
 	}
-	limit := int(c.b.cfg.MaxPacket)
+	limit := c.ln.limits.maxPacket
 	if !c.up {
 		limit = int(c.b.cfg.MaxConnect)
 	}
@@ -321,8 +323,8 @@ func (c *conn) next() error {
 		if first&0x0F != 0 || len(body) != 0 {
 			return c.fail(malformed("PINGREQ with flags or a body"))
 		}
-		c.pong()
 		c.packetsIn++
+		c.pong()
 		c.r += size
 		return nil
 	case typeDisconnect:
@@ -547,6 +549,7 @@ func (c *conn) fill(size int) error {
 		}
 	}
 	n, err := c.receive(size)
+	c.networkIn += uint64(n)
 	if waking {
 		c.holding.Store(false)
 		c.rearm() // the deadline may have been moved to wake us
@@ -563,6 +566,7 @@ func (c *conn) fill(size int) error {
 	var timeout net.Error
 	if errors.As(err, &timeout) && timeout.Timeout() {
 		if !c.up {
+			c.b.plane.limit(limitConnectTimeout)
 			return c.fail(&wireError{reasonUnspecified, "no CONNECT in time"})
 		}
 		if c.keepAlive == 0 || time.Now().Before(c.deadline) {
@@ -595,7 +599,6 @@ func (c *conn) receive(size int) (int, error) {
 	c.makeRoom()
 	n, err := c.sock.Read(c.in[c.w:])
 	c.w += n
-	c.networkIn += uint64(n)
 	return n, err
 }
 
@@ -618,7 +621,6 @@ func (c *conn) readNow(fd uintptr) bool {
 		default:
 			c.readN = n
 			c.w += n
-			c.networkIn += uint64(n)
 		}
 		return true
 	}

@@ -22,6 +22,9 @@ var errRefused = errors.New("connection refused")
 func (c *conn) greet(body []byte) error {
 	h, err := parseConnect(body)
 	c.version = h.version
+	if c.refusal != 0 && err != errNotMQTT { // counted when it was accepted
+		return c.refuse(c.refusal, "too many connections", h.clientID)
+	}
 	if err == errNotMQTT {
 		_ = c.Close() // not a client of ours; it gets no answer
 		return err
@@ -75,7 +78,7 @@ func (c *conn) connack() []byte {
 	}
 	h, cfg := c.hello, &c.b.cfg
 	props := []byte{propReceiveMaximum, byte(cfg.ReceiveMaximum >> 8), byte(cfg.ReceiveMaximum)}
-	props = binary.BigEndian.AppendUint32(append(props, propMaximumPacket), uint32(cfg.MaxPacket))
+	props = binary.BigEndian.AppendUint32(append(props, propMaximumPacket), uint32(c.ln.limits.maxPacket))
 	props = append(props, propTopicAliasMaximum, 0, maxAliases)
 	if capped := c.b.capExpiry(h.expiry); capped < h.expiry { // 3.2.2.3.2
 		props = binary.BigEndian.AppendUint32(append(props, propSessionExpiry), capped)
@@ -146,7 +149,7 @@ func (h *hook) OnConnect(cl *mqtt.Client, _ packets.Packet) error {
 	} else if _, unix := c.sock.RemoteAddr().(*net.UnixAddr); unix {
 		c.who.address = netip.IPv6Loopback()
 	}
-	reason, text := h.b.authenticate(c.who, hello.hasUsername, hello.password)
+	reason, text := h.b.authenticate(c, hello.hasUsername, hello.password)
 	hello.password = nil
 	switch {
 	case reason != reasonSuccess:
@@ -158,6 +161,7 @@ func (h *hook) OnConnect(cl *mqtt.Client, _ packets.Packet) error {
 	if reason != reasonSuccess {
 		return c.refuse(reason, text, hello.clientID)
 	}
+	h.b.accepted(c.slot)
 	return nil
 }
 
@@ -191,7 +195,7 @@ func (b *Broker) open(c *conn) {
 	if durable == nil {
 		return
 	}
-	timer := time.NewTimer(b.cfg.ConnectTimeout.D())
+	timer := time.NewTimer(c.ln.limits.connectTimeout)
 	defer timer.Stop()
 	select {
 	case <-durable:

@@ -331,6 +331,7 @@ type counters struct {
 	queueMessages, queueBytes atomic.Int64
 	connections               atomic.Int64
 	connectionsTotal          atomic.Uint64
+	limited                   [limitKinds]atomic.Uint64
 	sockets, connects         atomic.Uint64
 	sessionsExpired           atomic.Uint64
 	packetsIn, packetsOut     atomic.Uint64

@@ -292,6 +292,8 @@ func (p *plane) deliver(d *route, m *storage.Message, kept bool, b *batch, r *re
 	if qos == 0 {
 		switch {
 		case s.link == nil: // QoS 0 is not kept for who is away
+		case m.Expires != 0 && m.Expired(p.now()):
+			p.drop(dropExpired)
 		case s.qos0 > 0: // must not overtake what waits
 			if s.qos0 >= maxQoS0Behind || s.full(m.Size()) {
 				p.drop(dropQoS0)
@@ -366,7 +368,7 @@ func (p *plane) retain(m *storage.Message, r *receipt) *routes {
 // fullFor reports whether the retained store has no room for a message. One
 // that takes the place of another is always taken.
 func (p *plane) fullFor(m *storage.Message) bool {
-	if len(m.Payload) == 0 || p.retained.cost.Load()+retainedCost(m.Topic, m.Size()) <= int64(p.cfg.MaxRetained) {
+	if len(m.Payload) == 0 || p.retained.cost.Load()+p.willBytes.Load()+retainedCost(m.Topic, m.Size()) <= int64(p.cfg.MaxRetained) {
 		return false
 	}
 	return p.Retained(m.Topic) == nil

@@ -360,10 +360,10 @@ func TestMessageExpiry5(t *testing.T) {
 
 	// What was sent before it expired is completed, and sent again.
 	stuck.subscribe(2, "again")
-	pub.publish(message{topic: "again", payload: "begun", qos: 2, raw: expires(1)})
+	pub.publish(message{topic: "again", payload: "begun", qos: 2, raw: expires(3)})
 	first := stuck.receive()
-	pub.publish(message{topic: "clock", payload: "x", qos: 1, retain: true, raw: expires(1)})
-	eventually(t, "a second passes", func() bool {
+	pub.publish(message{topic: "clock", payload: "x", qos: 1, retain: true, raw: expires(3)})
+	eventually(t, "as long as it may wait passes", func() bool {
 		c, _ := s.connect(t, connectFields{version: 5, clean: true})
 		defer c.drop()
 		c.subscribe(1, "clock")

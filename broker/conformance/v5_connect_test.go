@@ -606,3 +606,54 @@ func TestSessionIsDurable5(t *testing.T) {
 }
 
 func same(p property) func(property) bool { return func(q property) bool { return p == q } }
+
+// TestServerKeepAlive5 lets the broker set the Keep Alive.
+func TestServerKeepAlive5(t *testing.T) {
+	t.Parallel()
+	covers5(t, "MQTT-3.1.2-21", "MQTT-3.2.2-21", "MQTT-3.2.2-22", "MQTT-3.1.2-22")
+	s := start(t, func(c *broker.Config) { c.MaxKeepAlive = units.Duration(2 * time.Second) })
+	for asked, told := range map[int]int{0: 2, 3: 2, 65535: 2, 2: 0, 1: 0} {
+		_, a := s.connect(t, connectFields{version: 5, clean: true, keepAlive: asked})
+		if p, ok := find(t, a.props, 19); ok != (told > 0) || p.num != told {
+			t.Errorf("Keep Alive %d: got Server Keep Alive %d (%v), want %d", asked, p.num, ok, told)
+		}
+	}
+	c, _ := s.connect(t, connectFields{version: 5, clean: true})
+	began := time.Now()
+	c.ping()
+	c.expectDisconnect(0x8D)
+	if took := time.Since(began); took < 3*time.Second {
+		t.Errorf("closed after %v, want one and a half times the Server Keep Alive", took)
+	}
+}
+
+// TestResponseInformation5 asks for Response Information and goes through a
+// request and its response.
+func TestResponseInformation5(t *testing.T) {
+	t.Parallel()
+	covers5(t, "MQTT-3.1.2-28", "MQTT-3.3.2-15", "MQTT-3.3.2-16")
+	s := start(t, func(c *broker.Config) { c.ResponseInfo = "replies/%c" })
+	for _, p := range [][][]byte{nil, {propByte(25, 0)}} {
+		_, a := s.connect(t, connectFields{version: 5, clean: true, id: "nobody asked", props: p})
+		if p, ok := find(t, a.props, 26); ok {
+			t.Errorf("got Response Information %q that nobody asked for", p.text)
+		}
+	}
+	asks, a := s.connect(t, connectFields{version: 5, clean: true, id: "asks", props: [][]byte{propByte(25, 1)}})
+	info, ok := find(t, a.props, 26)
+	if !ok || info.text != "replies/asks" {
+		t.Fatalf("got Response Information %q (%v), want replies/asks", info.text, ok)
+	}
+	asks.subscribe(1, info.text+"/#")
+	answers, _ := s.connect(t, connectFields{version: 5, clean: true})
+	answers.subscribe(1, "request")
+	asks.publish(message{topic: "request", payload: "what?", qos: 1, raw: [][]byte{propStr(8, info.text+"/1"), propStr(9, "\x00\x01")}})
+	m := answers.take()
+	to, _ := find(t, m.props, 8)
+	which, _ := find(t, m.props, 9)
+	answers.publish(message{topic: to.text, payload: "that", qos: 1, raw: [][]byte{propStr(9, which.text)}})
+	m = asks.take()
+	if which, _ = find(t, m.props, 9); m.topic != "replies/asks/1" || m.payload != "that" || which.text != "\x00\x01" {
+		t.Errorf("got %+v, want the answer", m)
+	}
+}

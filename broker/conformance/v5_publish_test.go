@@ -272,6 +272,19 @@ func TestRetain5(t *testing.T) {
 		}
 		c.disconnect()
 	}
+	t.Run("QoS", func(t *testing.T) {
+		for pq := range byte(3) {
+			pub.publish(message{topic: "q", payload: "x", qos: pq, retain: true})
+			for sq := range byte(3) {
+				c, _ := s.connect(t, connectFields{version: 5, clean: true})
+				c.subscribe(sq, "q")
+				if m := c.take(); m.qos != min(pq, sq) || !m.retain {
+					t.Errorf("retained with QoS %d, subscribed with %d: got %+v", pq, sq, m)
+				}
+				c.disconnect()
+			}
+		}
+	})
 	t.Run("retain as published", func(t *testing.T) {
 		c, _ := s.connect(t, connectFields{version: 5, clean: true})
 		c.subscribe(1, "as/0")

@@ -7,6 +7,7 @@ import (
 	"slices"
 	"testing"
 
+	"penstock/broker"
 	"penstock/storage"
 )
 
@@ -192,6 +193,30 @@ func TestSubscribe5(t *testing.T) {
 			t.Errorf("got QoS %d, want that of the last", m.qos)
 		}
 	})
+}
+
+// TestQuota5 subscribes to more than is allowed.
+func TestQuota5(t *testing.T) {
+	t.Parallel()
+	covers5(t, "MQTT-3.8.4-7", "MQTT-3.9.3-2")
+	s := start(t, func(c *broker.Config) { c.MaxSubscriptions, c.MaxTopicBytes, c.MaxTopicLevels = 2, 20, 4 })
+	c, _ := s.connect(t, connectFields{version: 5, clean: true})
+	for _, tt := range []struct {
+		filter string
+		want   byte
+	}{
+		{"a", 1}, {"this/filter/is/far/too/long", 0x8F}, {"a/b/c/d/e", 0x8F}, {"b", 1}, {"c", 0x97}, {"b", 1}, {"$share/g/a", 0x97},
+	} {
+		if got := c.subscribe(1, tt.filter); got[0] != tt.want {
+			t.Errorf("filter %q: got reason %#x, want %#x", tt.filter, got[0], tt.want)
+		}
+	}
+	c.unsubscribe("a")
+	if got := c.subscribe(1, "c"); got[0] != 1 {
+		t.Errorf("got reason %#x after there was room", got[0])
+	}
+	c.send(c.publishFrame(message{topic: "this/topic/is/far/too/long", qos: 1, id: 1}))
+	c.expectDisconnect(0x90)
 }
 
 // TestUnsubscribe5 ends subscriptions.

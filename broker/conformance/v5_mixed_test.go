@@ -67,6 +67,8 @@ func TestOverRestart5(t *testing.T) {
 	restart := func() {
 		t.Helper()
 		if s != nil {
+			sub.drop() // or the broker would wait for them to take its farewell
+			pub.drop()
 			s.stop()
 		}
 		s = startIn(t, dir, nil)

@@ -42,7 +42,7 @@ var properties = []struct {
 	{"Payload Format Indicator", 1, propByte(1, 1), [][]byte{propByte(1, 2), propByte(1, 255)}, false, []place{inWill, inPublish}},
 	{"Message Expiry Interval", 2, propU32(2, 100), nil, false, []place{inWill, inPublish}},
 	{"Content Type", 3, propStr(3, "x"), nil, true, []place{inWill, inPublish}},
-	{"Response Topic", 8, propStr(8, "x"), [][]byte{propStr(8, "a/+"), propStr(8, "#")}, true, []place{inWill, inPublish}},
+	{"Response Topic", 8, propStr(8, "x"), [][]byte{propStr(8, "a/+"), propStr(8, "#"), propStr(8, "")}, true, []place{inWill, inPublish}},
 	{"Correlation Data", 9, propStr(9, "x\x00\xFF"), nil, false, []place{inWill, inPublish}},
 	{"Subscription Identifier", 11, propVar(11, 1), [][]byte{propVar(11, 0)}, false, []place{inSubscribe}},
 	{"Session Expiry Interval", 17, propU32(17, 100), nil, false, []place{inConnect, inDisconnect}},

@@ -194,11 +194,124 @@ func TestTopicAliasOut5(t *testing.T) {
 	}
 }
 
+// TestTopicAliasOutCorners5 has messages that are not sent, or sent again,
+// where an alias could go wrong.
+func TestTopicAliasOutCorners5(t *testing.T) {
+	t.Parallel()
+	covers5(t, "MQTT-3.3.2-7", "MQTT-3.1.2-24", "MQTT-3.1.2-25", "MQTT-4.4.0-1")
+	const size = 100
+	s := start(t)
+	pub, _ := s.connect(t, connectFields{version: 5, clean: true})
+	f := connectFields{version: 5, id: "corners", props: [][]byte{propU32(17, 600), propU16(34, 2), propU32(39, size)}}
+	c, _ := s.connect(t, f)
+	c.subscribe(2, "#")
+	known := map[int]string{}
+	// next returns the next message, unacknowledged, with its topic found out.
+	next := func() message {
+		t.Helper()
+		p := c.expect(kindPublish)
+		if n := len(frame(p.first, p.body)); n > size {
+			t.Fatalf("got a PUBLISH of %d bytes, want at most %d", n, size)
+		}
+		m := c.parse(p)
+		if a, ok := find(t, m.props, 35); ok {
+			if m.topic != "" {
+				known[a.num] = m.topic
+			}
+			m.topic = known[a.num]
+		}
+		return m
+	}
+	want := func(topic, payload string) message {
+		t.Helper()
+		m := next()
+		if m.topic != topic || m.payload != payload {
+			t.Fatalf("got %+v, want %q on %q", m, payload, topic)
+		}
+		return m
+	}
+	const topic = "a/topic/of/some/length"
+	empty := len(pub.publishFrame(message{topic: topic, qos: 1, id: 1}))
+	for range 3 {
+		pub.publish(message{topic: topic, payload: strings.Repeat("x", size), qos: 1}) // too large, with an alias or without
+		pub.publish(message{topic: topic, payload: "small", qos: 1})
+		c.send(ackFrame(kindPuback, want(topic, "small").id))
+		for _, other := range []string{"b", "c", "d"} { // more topics than aliases
+			pub.publish(message{topic: other, payload: other, qos: 1})
+			c.send(ackFrame(kindPuback, want(other, other).id))
+		}
+	}
+	for i := range 5 { // it fits, and would not with an alias beside the topic
+		full := strings.Repeat("y", size-empty)
+		fresh := fmt.Sprint(topic[:len(topic)-1], i)
+		pub.publish(message{topic: fresh, payload: full, qos: 1})
+		c.send(ackFrame(kindPuback, want(fresh, full).id))
+	}
+	for range 3 { // sent again on a connection that knows no alias
+		pub.publish(message{topic: topic, payload: "again", qos: 1})
+		pub.publish(message{topic: topic, payload: "and again", qos: 2})
+		want(topic, "again")
+		want(topic, "and again")
+		c.drop()
+		c, _ = s.connect(t, f)
+		clear(known)
+		c.send(ackFrame(kindPuback, want(topic, "again").id))
+		m := want(topic, "and again")
+		c.send(ackFrame(kindPubrec, m.id))
+		c.ack(kindPubrel, m.id)
+		c.send(ackFrame(kindPubcomp, m.id))
+	}
+}
+
+// TestMessageExpiryZero5 sends messages that expire at once: they may come at
+// once, with an interval of 0, and not later.
+func TestMessageExpiryZero5(t *testing.T) {
+	t.Parallel()
+	covers5(t, "MQTT-3.3.2-5", "MQTT-3.3.2-6")
+	s := start(t)
+	pub, _ := s.connect(t, connectFields{version: 5, clean: true})
+	raw := [][]byte{propU32(2, 0)}
+	c, _ := s.connect(t, connectFields{version: 5, id: "zero", props: [][]byte{propU32(17, 600)}})
+	c.subscribe(2, "z/#", "end")
+	check := func(what string) {
+		t.Helper()
+		pub.publish(message{topic: "end", qos: 1})
+		for m := c.take(); m.topic != "end"; m = c.take() {
+			if p, ok := find(t, m.props, 2); !ok || p.num != 0 {
+				t.Errorf("%s: got it with an interval of %d (%v), want 0, or no message", what, p.num, ok)
+			}
+		}
+	}
+	for qos := range byte(3) {
+		pub.publish(message{topic: "z/x", qos: qos, raw: raw})
+	}
+	check("connected")
+	will, _ := s.connect(t, connectFields{version: 5, clean: true, will: &willFields{topic: "z/will", qos: 1, props: raw}})
+	will.send(frame(kindDisconnect<<4, []byte{4}))
+	will.expectClosed()
+	check("will")
+	pub.publish(message{topic: "z/retained", qos: 1, retain: true, raw: raw})
+	check("retained")
+	c.disconnect()
+	pub.publish(message{topic: "z/away", qos: 1, raw: raw})
+	fresh, _ := s.connect(t, connectFields{version: 5, clean: true})
+	c, _ = s.connect(t, connectFields{version: 5, id: "zero", props: [][]byte{propU32(17, 600)}})
+	pub.publish(message{topic: "end", qos: 1})
+	if m := c.take(); m.topic != "end" {
+		t.Errorf("got %+v, which had expired", m)
+	}
+	fresh.subscribe(1, "z/#")
+	fresh.ping()
+	if len(fresh.stash) > 0 {
+		t.Errorf("got %v, which had expired", fresh.stash)
+	}
+}
+
 // TestRetain5 checks the RETAIN flag, Retain Handling and Retain As Published.
 func TestRetain5(t *testing.T) {
 	t.Parallel()
 	covers5(t, "MQTT-3.3.1-5", "MQTT-3.3.1-6", "MQTT-3.3.1-7", "MQTT-3.3.1-8", "MQTT-3.3.1-9", "MQTT-3.3.1-10", "MQTT-3.3.1-11", "MQTT-3.3.1-12", "MQTT-3.3.1-13",
-		"MQTT-3.8.4-3", "MQTT-3.8.4-4")
+		"MQTT-3.8.4-3")
 	s := start(t)
 	pub, _ := s.connect(t, connectFields{version: 5, clean: true})
 	// got returns what a new client is sent of the topic t.
@@ -375,6 +488,8 @@ func TestMessageExpiry5(t *testing.T) {
 	stuck.subscribe(2, "again")
 	pub.publish(message{topic: "again", payload: "begun", qos: 2, raw: expires(3)})
 	first := stuck.receive()
+	pub.send(pub.publishFrame(message{topic: "again", payload: "in", qos: 2, id: 999, raw: expires(3)}))
+	pub.ack(kindPubrec, 999)
 	pub.publish(message{topic: "clock", payload: "x", qos: 1, retain: true, raw: expires(3)})
 	eventually(t, "as long as it may wait passes", func() bool {
 		c, _ := s.connect(t, connectFields{version: 5, clean: true})
@@ -383,6 +498,10 @@ func TestMessageExpiry5(t *testing.T) {
 		c.ping()
 		return len(c.stash) == 0
 	})
+	pub.send(pubrelFrame(999)) // that exchange is completed as well
+	if got := pub.ack(kindPubcomp, 999); got != 0 {
+		t.Errorf("PUBCOMP: got reason %#x", got)
+	}
 	stuck.drop()
 	stuck, _ = s.connect(t, connectFields{version: 5, id: "stuck", props: keep})
 	if m := stuck.take(); m.id != first.id || !m.dup || m.payload != "begun" {
@@ -433,8 +552,9 @@ func TestAcknowledgementReasons5(t *testing.T) {
 	c.ping()
 
 	c.send(frame(kindSubscribe<<4|2, u16(40), props(), str("a"), []byte{0}, str("no/x"), []byte{1}, str("b"), []byte{2}, str("a/#/b"), []byte{1},
-		str("$share/g"), []byte{0}, str("$share//x"), []byte{0}, str("$share/+/x"), []byte{0}, str(""), []byte{0}, str("c+"), []byte{0}, str("d#"), []byte{0}, str("e"), []byte{1}))
-	want := []byte{0, 0x87, 2, 0x8F, 0x8F, 0x8F, 0x8F, 0x8F, 0x8F, 0x8F, 1}
+		str("$share/g"), []byte{0}, str("$share//x"), []byte{0}, str("$share/+/x"), []byte{0}, str(""), []byte{0}, str("c+"), []byte{0}, str("d#"), []byte{0},
+		str("$share/g/"), []byte{0}, str("$share/a#/x"), []byte{0}, str("$share/a/#/x"), []byte{0}, str("$share"), []byte{0}, str("$SHARE/g"), []byte{0}, str("e"), []byte{1}))
+	want := []byte{0, 0x87, 2, 0x8F, 0x8F, 0x8F, 0x8F, 0x8F, 0x8F, 0x8F, 0x8F, 0x8F, 0x8F, 0, 0, 1}
 	if got := c.suback(40, len(want)); !bytes.Equal(got, want) {
 		t.Errorf("SUBACK: got % x, want % x", got, want)
 	}

@@ -195,6 +195,42 @@ func TestSubscribe5(t *testing.T) {
 	})
 }
 
+// TestReplace5 replaces a subscription again and again while messages come.
+func TestReplace5(t *testing.T) {
+	t.Parallel()
+	covers5(t, "MQTT-3.8.4-3", "MQTT-3.8.4-4")
+	s := start(t)
+	pub, _ := s.connect(t, connectFields{version: 5, clean: true})
+	c, _ := s.connect(t, connectFields{version: 5, clean: true})
+	pub.publish(message{topic: "ret", payload: "kept", qos: 1, retain: true})
+	for range 3 {
+		c.subscribe(1, "ret") // Retain Handling 0: each time
+		c.takePayloads("kept")
+	}
+	c.subscribe(1|0x20, "t")
+	const n = 300
+	for i := range n {
+		pub.send(pub.publishFrame(message{topic: "t", payload: fmt.Sprint(i), qos: 1, id: i + 1}))
+		if i%3 == 0 {
+			c.send(c.subscribeFrame(1000+i, byte(1|i%2<<3|0x20), []string{"t"}))
+		}
+	}
+	for i := range n {
+		for {
+			p := c.read()
+			if p.kind() == kindSuback {
+				continue
+			}
+			m := c.parse(p)
+			if m.payload != fmt.Sprint(i) {
+				t.Fatalf("got %+v, want %d", m, i)
+			}
+			c.send(ackFrame(kindPuback, m.id))
+			break
+		}
+	}
+}
+
 // TestQuota5 subscribes to more than is allowed.
 func TestQuota5(t *testing.T) {
 	t.Parallel()

@@ -55,7 +55,7 @@ func (c *conn) greet(body []byte) error {
 // refuse answers a CONNECT with the reason, or what MQTT 3.x has for it
 // (3.2.2.3), and closes. It returns errRefused.
 func (c *conn) refuse(reason byte, text, clientID string) error {
-	c.b.log.Info("connection refused", "client", clientID, "address", c.sock.RemoteAddr().String(), "reason", fmt.Sprintf("0x%02X", reason), "err", text)
+	c.b.notice("connection refused", "client", clientID, "address", c.sock.RemoteAddr().String(), "reason", fmt.Sprintf("0x%02X", reason), "err", text)
 	// Mosquitto's bridges first say their version with the high bit set, and
 	// fall back when they get the return code of that version.
 	if c.version&0x7F >= 5 {
@@ -155,6 +155,9 @@ func (h *hook) OnConnect(cl *mqtt.Client, _ packets.Packet) error {
 	case reason != reasonSuccess:
 	case hello.will != nil && !h.b.plane.acl.Load().allows(c.who, actionPublish, hello.will.Topic):
 		reason, text = reasonNotAuthorized, "an access rule denies the will topic" // after a restart nobody could ask any more
+	case !h.b.plane.mayOpen(hello.clientID):
+		h.b.plane.limit(limitSessions)
+		reason, text = reasonQuota, "there are as many sessions as may be"
 	case h.b.stopping.Load():
 		reason, text = reasonShuttingDown, reasonTexts[reasonShuttingDown]
 	}

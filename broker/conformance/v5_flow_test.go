@@ -290,6 +290,39 @@ func TestReceiveMaximum5(t *testing.T) {
 	}
 }
 
+// TestReceiveMaximumShrinks5 reconnects with a smaller Receive Maximum than
+// there are messages in flight.
+func TestReceiveMaximumShrinks5(t *testing.T) {
+	t.Parallel()
+	covers5(t, "MQTT-3.3.4-9", "MQTT-4.9.0-1", "MQTT-4.4.0-1")
+	s := start(t)
+	pub, _ := s.connect(t, connectFields{version: 5, clean: true})
+	f := func(most int) connectFields {
+		return connectFields{version: 5, id: "shrinks", props: [][]byte{propU32(17, 600), propU16(33, most)}}
+	}
+	c, _ := s.connect(t, f(10))
+	c.subscribe(1, "t")
+	for i := range 12 {
+		pub.publish(message{topic: "t", payload: fmt.Sprint(i), qos: 1})
+	}
+	for range 10 {
+		c.receive()
+	}
+	c.drop()
+	c, _ = s.connect(t, f(2))
+	for i := range 12 {
+		c.ping() // all that comes without an acknowledgement is here
+		if n := len(c.stash); n != min(2, 12-i) {
+			t.Fatalf("message %d: got %d unacknowledged messages, want 2", i, n)
+		}
+		m := c.receive()
+		if m.payload != fmt.Sprint(i) || m.dup != (i < 10) {
+			t.Fatalf("got %+v, want %d", m, i)
+		}
+		c.send(ackFrame(kindPuback, m.id))
+	}
+}
+
 // TestBrokersReceiveMaximum5 checks flow control from the client.
 func TestBrokersReceiveMaximum5(t *testing.T) {
 	t.Parallel()

@@ -140,6 +140,23 @@ func TestTopicAlias5(t *testing.T) {
 	c.publish(message{topic: "topic/1", qos: 1})
 	sub.take()
 	send("", 1, "other")
+	// What is kept has its topic, not the alias it came with.
+	keep := connectFields{version: 5, id: "away", props: f.props}
+	away, _ := s.connect(t, keep)
+	away.subscribe(1, "kept")
+	away.disconnect()
+	c.publish(message{topic: "kept", payload: "1", qos: 1, raw: [][]byte{propU16(35, 2)}})
+	c.publish(message{payload: "2", qos: 1, retain: true, raw: [][]byte{propU16(35, 2)}})
+	away, _ = s.connect(t, keep)
+	for _, want := range []string{"1", "2"} {
+		if m := away.take(); m.topic != "kept" || m.payload != want || len(m.props) > 0 {
+			t.Errorf("got %+v, want %s on kept", m, want)
+		}
+	}
+	away.subscribe(1, "ke+", "kept")
+	if m := away.take(); m.topic != "kept" || !m.retain {
+		t.Errorf("got %+v, want the retained message", m)
+	}
 	c.disconnect()
 	c, _ = s.connect(t, f) // aliases end with the connection, though the session goes on
 	c.send(c.publishFrame(message{qos: 1, id: 1, raw: [][]byte{propU16(35, 1)}}))

@@ -50,6 +50,19 @@ func TestWill5(t *testing.T) {
 			fresh.disconnect()
 		}
 	}
+	t.Run("empty and retained", func(t *testing.T) { // removes what is retained
+		watch.publish(message{topic: "w/e", payload: "kept", qos: 1, retain: true})
+		watch.takePayloads("kept")
+		c, _ := s.connect(t, connectFields{version: 5, clean: true, will: &willFields{topic: "w/e", retain: true, qos: 1}})
+		c.drop()
+		watch.takePayloads("")
+		fresh, _ := s.connect(t, connectFields{version: 5, clean: true})
+		fresh.subscribe(1, "w/e")
+		fresh.ping()
+		if len(fresh.stash) > 0 {
+			t.Errorf("got %v, which was removed", fresh.stash)
+		}
+	})
 	for name, leave := range map[string]func(*client){
 		"a connection that is dropped": func(c *client) { c.drop() },
 		"a malformed packet":           func(c *client) { c.trySend([]byte{0x36, 0}) },
@@ -106,7 +119,7 @@ func TestWillDelay5(t *testing.T) {
 		return c
 	}
 	connect("comes back", 4, 600, true).drop()
-	back := connect("comes back", 4, 600, false)
+	back, _ := s.connect(t, connectFields{version: 5, id: "comes back", props: [][]byte{propU32(17, 600)}})
 	connect("clock", 5, 600, true).drop() // when its will comes, the other's would have been there
 	began := time.Now()
 	connect("delayed", 1, 600, true).drop()
@@ -136,6 +149,32 @@ func TestWillDelay5(t *testing.T) {
 	cleaned.disconnect()
 	watch.publish(message{topic: "w/end", payload: "end", qos: 1})
 	watch.takePayloads("end")
+}
+
+// TestWillTakeover5 connects a client that is connected: its will is published
+// unless it has a delay and the session goes on (3.1.4).
+func TestWillTakeover5(t *testing.T) {
+	t.Parallel()
+	covers5(t, "MQTT-3.1.2-8", "MQTT-3.1.3-9", "MQTT-3.1.4-3")
+	s := start(t)
+	watch, _ := s.connect(t, connectFields{version: 5, clean: true})
+	watch.subscribe(1, "w/#")
+	for _, delay := range []int{0, 600} {
+		for _, clean := range []bool{false, true} {
+			f := connectFields{version: 5, id: fmt.Sprint("taken", delay, clean), props: [][]byte{propU32(17, 600)},
+				will: &willFields{topic: "w/x", payload: "will", qos: 1, props: [][]byte{propU32(24, delay)}}}
+			old, _ := s.connect(t, f)
+			f.clean, f.will = clean, nil
+			next, _ := s.connect(t, f)
+			old.expectDisconnect(0x8E)
+			if delay == 0 || clean {
+				watch.takePayloads("will")
+			}
+			next.disconnect()
+			watch.publish(message{topic: "w/end", payload: "end", qos: 1})
+			watch.takePayloads("end")
+		}
+	}
 }
 
 // TestWillSurvives5 stops the broker while clients with wills are connected.

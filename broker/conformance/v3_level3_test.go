@@ -115,6 +115,15 @@ func TestLevel3Session(t *testing.T) {
 func TestLevel3Flags(t *testing.T) {
 	t.Parallel()
 	s := start(t)
+	for _, b := range [][]byte{connectLevel3(2, str("c")), connectLevel3(3, str("c"))} {
+		for flags := range byte(16) {
+			c := s.dial(t, 3)
+			c.send([]byte{b[0] | flags}, b[1:])
+			if a := c.connack(); a.reason != 0 {
+				t.Errorf("CONNECT with %#x: got return code %d", b[0]|flags, a.reason)
+			}
+		}
+	}
 	c := level3(t, s, "c", true)
 	for _, first := range []byte{0x82, 0x8A} {
 		c.send(frame(first, u16(5), str("a"), []byte{2}))

@@ -254,6 +254,8 @@ func TestV3FilterForm(t *testing.T) {
 	s := start(t)
 	for _, filter := range []string{"", "a#", "#a", "a/#/b", "#/a", "##", "a/b#", "+#", "#+", "a+", "+a", "a/b+", "a/+b/c", "++", "a/++", "/a+/"} {
 		s.refused(t, fmt.Sprintf("SUBSCRIBE %q", filter), frame(0x82, u16(1), str(filter), []byte{0}))
+		s.refused(t, fmt.Sprintf("SUBSCRIBE %q, second", filter), frame(0x82, u16(1), str("a"), []byte{0}, str(filter), []byte{0}))
+		s.refused(t, fmt.Sprintf("UNSUBSCRIBE %q", filter), frame(0xA2, u16(1), str(filter)))
 	}
 	c := s.v3(t, "c")
 	for _, filter := range []string{"#", "+", "/", "//", "a/#", "/#", "+/#", "+/+", "/+", "+/", "a/+/b", "a/+/+/#", "//#", " ", "a b/ "} {

@@ -48,9 +48,9 @@ func (c *client) silent() {
 	c.unsubscribe(topic)
 }
 
-// refused sends packets on a new connection of MQTT 3.1.1 that is connected,
+// refused3 sends packets on a new connection of MQTT 3.1.1 that is connected,
 // and wants it to be closed without an answer.
-func (s *server) refused(t testing.TB, what string, packets ...[]byte) {
+func (s *server) refused3(t testing.TB, what string, packets ...[]byte) {
 	t.Helper()
 	s.refusedAs(t, 4, what, packets...)
 }

@@ -30,7 +30,7 @@ func TestV3ReservedFlags(t *testing.T) {
 	} {
 		for flags := range byte(16) {
 			if first := v.b[0]&0xF0 | flags; first != v.b[0] {
-				s.refused(t, v.what, []byte{first}, v.b[1:])
+				s.refused3(t, v.what, []byte{first}, v.b[1:])
 			}
 		}
 	}
@@ -50,7 +50,7 @@ func TestV3PacketsOfServers(t *testing.T) {
 		"UNSUBACK":        frame(0xB0, u16(1)),
 		"PINGRESP":        {0xD0, 0},
 	} {
-		s.refused(t, what, b)
+		s.refused3(t, what, b)
 	}
 }
 
@@ -59,11 +59,11 @@ func TestV3PacketTooLong(t *testing.T) {
 	covers3(t, "MQTT-4.8.0-1", "MQTT-4.8.0-2")
 	s := start(t, func(c *broker.Config) { c.MaxPacket, c.MaxConnect = 4096, 1024 })
 	other := s.v3(t, "other")
-	s.refused(t, "remaining length of five bytes", []byte{0x30, 0xFF, 0xFF, 0xFF, 0xFF, 1})
-	s.refused(t, "remaining length of five bytes", []byte{0x30, 0x80, 0x80, 0x80, 0x80, 0})
+	s.refused3(t, "remaining length of five bytes", []byte{0x30, 0xFF, 0xFF, 0xFF, 0xFF, 1})
+	s.refused3(t, "remaining length of five bytes", []byte{0x30, 0x80, 0x80, 0x80, 0x80, 0})
 	// There is no room for these, which is known before they have come.
-	s.refused(t, "256 MiB", []byte{0x30, 0xFF, 0xFF, 0xFF, 0x7F})
-	s.refused(t, "one byte too many", varintFrame(0x30, 4096-2))
+	s.refused3(t, "256 MiB", []byte{0x30, 0xFF, 0xFF, 0xFF, 0x7F})
+	s.refused3(t, "one byte too many", varintFrame(0x30, 4096-2))
 	s.closedWithout(t, "256 MiB CONNECT", []byte{0x10, 0xFF, 0xFF, 0xFF, 0x7F})
 	s.closedWithout(t, "CONNECT of one byte too many", varintFrame(0x10, 1024-2))
 	other.ping() // it is nobody else's fault
@@ -106,11 +106,11 @@ func TestV3Truncated(t *testing.T) {
 	} {
 		for n := range v.body {
 			if !slices.Contains(v.legal, n) {
-				s.refused(t, fmt.Sprintf("%s cut to %d bytes", v.what, n), frame(v.first, v.body[:n]))
+				s.refused3(t, fmt.Sprintf("%s cut to %d bytes", v.what, n), frame(v.first, v.body[:n]))
 			}
 		}
 		if !v.open {
-			s.refused(t, v.what+" and a byte", frame(v.first, v.body, []byte{0}))
+			s.refused3(t, v.what+" and a byte", frame(v.first, v.body, []byte{0}))
 		}
 	}
 }
@@ -176,7 +176,7 @@ func TestV3PacketIDZero(t *testing.T) {
 		"SUBSCRIBE":   frame(0x82, u16(0), str("a"), []byte{0}),
 		"UNSUBSCRIBE": frame(0xA2, u16(0), str("a")),
 	} {
-		s.refused(t, what, b)
+		s.refused3(t, what, b)
 	}
 	// 0 alone is reserved.
 	c := s.v3(t, "c")
@@ -198,7 +198,7 @@ func TestV3PublishFlags(t *testing.T) {
 		b := frame(first, str("a"), u16(1), []byte("x"))
 		qos, dup := first>>1&3, first&8 != 0
 		if qos == 3 || qos == 0 && dup {
-			s.refused(t, fmt.Sprintf("PUBLISH %#x", first), b)
+			s.refused3(t, fmt.Sprintf("PUBLISH %#x", first), b)
 			continue
 		}
 		c := s.v3(t, fmt.Sprint("c", first))
@@ -230,7 +230,7 @@ func TestV3TopicNames(t *testing.T) {
 	for what, topic := range bad {
 		for qos := range byte(3) {
 			c := client{t: t}
-			s.refused(t, fmt.Sprintf("topic %s, QoS %d", what, qos), c.publishFrame(message{topic: topic, qos: qos, id: 1, payload: "x"}))
+			s.refused3(t, fmt.Sprintf("topic %s, QoS %d", what, qos), c.publishFrame(message{topic: topic, qos: qos, id: 1, payload: "x"}))
 		}
 	}
 	w.silent()
@@ -241,9 +241,9 @@ func TestV3FilterText(t *testing.T) {
 	covers3(t, "MQTT-3.8.3-1", "MQTT-3.10.3-1", "MQTT-4.7.3-2", "MQTT-1.5.3-1", "MQTT-1.5.3-2")
 	s := start(t)
 	for what, filter := range illFormed {
-		s.refused(t, "SUBSCRIBE "+what, frame(0x82, u16(1), str(filter), []byte{0}))
-		s.refused(t, "SUBSCRIBE, second "+what, frame(0x82, u16(1), str("a"), []byte{0}, str(filter), []byte{0}))
-		s.refused(t, "UNSUBSCRIBE "+what, frame(0xA2, u16(1), str(filter)))
+		s.refused3(t, "SUBSCRIBE "+what, frame(0x82, u16(1), str(filter), []byte{0}))
+		s.refused3(t, "SUBSCRIBE, second "+what, frame(0x82, u16(1), str("a"), []byte{0}, str(filter), []byte{0}))
+		s.refused3(t, "UNSUBSCRIBE "+what, frame(0xA2, u16(1), str(filter)))
 	}
 }
 
@@ -253,9 +253,9 @@ func TestV3FilterForm(t *testing.T) {
 	covers3(t, "MQTT-4.7.1-2", "MQTT-4.7.1-3", "MQTT-4.7.3-1", "MQTT-4.8.0-1")
 	s := start(t)
 	for _, filter := range []string{"", "a#", "#a", "a/#/b", "#/a", "##", "a/b#", "+#", "#+", "a+", "+a", "a/b+", "a/+b/c", "++", "a/++", "/a+/"} {
-		s.refused(t, fmt.Sprintf("SUBSCRIBE %q", filter), frame(0x82, u16(1), str(filter), []byte{0}))
-		s.refused(t, fmt.Sprintf("SUBSCRIBE %q, second", filter), frame(0x82, u16(1), str("a"), []byte{0}, str(filter), []byte{0}))
-		s.refused(t, fmt.Sprintf("UNSUBSCRIBE %q", filter), frame(0xA2, u16(1), str(filter)))
+		s.refused3(t, fmt.Sprintf("SUBSCRIBE %q", filter), frame(0x82, u16(1), str(filter), []byte{0}))
+		s.refused3(t, fmt.Sprintf("SUBSCRIBE %q, second", filter), frame(0x82, u16(1), str("a"), []byte{0}, str(filter), []byte{0}))
+		s.refused3(t, fmt.Sprintf("UNSUBSCRIBE %q", filter), frame(0xA2, u16(1), str(filter)))
 	}
 	c := s.v3(t, "c")
 	for _, filter := range []string{"#", "+", "/", "//", "a/#", "/#", "+/#", "+/+", "/+", "+/", "a/+/b", "a/+/+/#", "//#", " ", "a b/ "} {
@@ -270,11 +270,11 @@ func TestV3SubscribeOptions(t *testing.T) {
 	covers3(t, "MQTT-3.8.3-4", "MQTT-3.8.3-3", "MQTT-3.10.3-2")
 	s := start(t)
 	for options := 3; options < 256; options++ {
-		s.refused(t, fmt.Sprintf("requested QoS %#x", options), frame(0x82, u16(1), str("a"), []byte{byte(options)}))
+		s.refused3(t, fmt.Sprintf("requested QoS %#x", options), frame(0x82, u16(1), str("a"), []byte{byte(options)}))
 	}
-	s.refused(t, "requested QoS 3, second", frame(0x82, u16(1), str("a"), []byte{0}, str("b"), []byte{3}))
-	s.refused(t, "SUBSCRIBE of nothing", frame(0x82, u16(1)))
-	s.refused(t, "UNSUBSCRIBE of nothing", frame(0xA2, u16(1)))
+	s.refused3(t, "requested QoS 3, second", frame(0x82, u16(1), str("a"), []byte{0}, str("b"), []byte{3}))
+	s.refused3(t, "SUBSCRIBE of nothing", frame(0x82, u16(1)))
+	s.refused3(t, "UNSUBSCRIBE of nothing", frame(0xA2, u16(1)))
 }
 
 func TestV3LongStrings(t *testing.T) {

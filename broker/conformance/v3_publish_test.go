@@ -740,10 +740,8 @@ func TestV3KeepAlive(t *testing.T) {
 	}
 	longest := connect("longest", 65535)
 	begin := time.Now()
-	mute := connect("mute", 1)
-	deaf := connect("deaf", 1) // is sent something all the time, but says nothing
-	deaf.subscribe(0, "noise")
-	busy := map[string]*client{"pings": connect("pings", 1), "publishes": connect("publishes", 1)}
+	mute, deaf := connect("mute", 1), connect("deaf", 1)
+	deaf.subscribe(0, "noise") // is sent something all the time, but says nothing
 	ended := make(chan time.Duration, 2)
 	for _, c := range []*client{mute, deaf} {
 		go func() {
@@ -755,6 +753,8 @@ func TestV3KeepAlive(t *testing.T) {
 			}
 		}()
 	}
+	pings, publishes := connect("pings", 1), connect("publishes", 1)
+	last, late := time.Now(), false // late: this machine was so busy that we were not in time ourselves
 	for n := 0; n < 2; {
 		select {
 		case d := <-ended:
@@ -762,18 +762,18 @@ func TestV3KeepAlive(t *testing.T) {
 				t.Errorf("a client with a keep alive of 1 s was disconnected after %v", d)
 			}
 		case <-time.After(100 * time.Millisecond):
-			busy["pings"].ping()
-			busy["publishes"].publish(message{topic: "noise", payload: "x"})
+			pings.trySend([]byte{0xC0, 0})
+			publishes.trySend(publishes.publishFrame(message{topic: "noise", payload: "x"}))
+			late = late || time.Since(last) > time.Second
+			last = time.Now()
 		}
 	}
 	got := []string{w.take().payload, w.take().payload}
-	slices.Sort(got)
-	if got[0] != "deaf" || got[1] != "mute" {
-		t.Errorf("got the wills of %v", got)
-	}
-	for _, c := range busy {
-		c.ping()
+	if slices.Sort(got); !late && (got[0] != "deaf" || got[1] != "mute") {
+		t.Errorf("got the wills of %v, want those of deaf and mute", got)
 	}
 	longest.ping()
-	w.silent()
+	if late = late || time.Since(last) > time.Second; !late {
+		w.silent()
+	}
 }

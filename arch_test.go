@@ -32,6 +32,7 @@ var mayImport = map[string][]string{
 	"hw":             {},
 	"systemd":        {},
 	"bench":          {"storage"}, // a program of its own
+	"broker/interop": {},          // tests only
 	"internal/units": {},
 }
 

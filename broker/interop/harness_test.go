@@ -5,9 +5,17 @@ package interop
 import (
 	"bufio"
 	"context"
+	"crypto/ecdsa"
+	"crypto/elliptic"
+	"crypto/rand"
+	"crypto/x509"
+	"crypto/x509/pkix"
+	"encoding/pem"
 	"errors"
 	"fmt"
 	"io"
+	"math/big"
+	"net"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -115,6 +123,28 @@ func need(t *testing.T, name, install string) string {
 	return path
 }
 
+// listeners are what each server has, by name.
+const listeners = `
+[[broker.listener]]
+name = "tcp"
+address = "127.0.0.1:0"
+[[broker.listener]]
+name = "tls"
+address = "127.0.0.1:0"
+tls_cert = "%[1]s/cert.pem"
+tls_key = "%[1]s/key.pem"
+[[broker.listener]]
+name = "ws"
+address = "127.0.0.1:0"
+protocol = "websocket"
+[[broker.listener]]
+name = "wss"
+address = "127.0.0.1:0"
+protocol = "websocket"
+tls_cert = "%[1]s/cert.pem"
+tls_key = "%[1]s/key.pem"
+`
+
 // server is a penstock of its own: a process, with its database in a temporary
 // directory.
 type server struct {
@@ -129,21 +159,19 @@ type server struct {
 func startServer(t *testing.T) *server {
 	t.Helper()
 	s := &server{dir: t.TempDir()}
+	writeCertificates(t, s.dir)
 	config := fmt.Sprintf(`
 [log]
 format = "logfmt"
 [storage]
-dir = %q
+dir = "%[1]s/data"
 [broker]
 anonymous = "none"
-[[broker.listener]]
-name = "tcp"
-address = "127.0.0.1:0"
 [api]
 http = "off"
 [hw]
 backend = "off"
-`, filepath.Join(s.dir, "data"))
+`+listeners, s.dir)
 	if err := os.WriteFile(s.config(), []byte(config), 0o600); err != nil {
 		t.Fatal(err)
 	}
@@ -165,6 +193,18 @@ backend = "off"
 }
 
 func (s *server) config() string { return filepath.Join(s.dir, "penstock.toml") }
+
+// caFile is the certificate that those of the listeners tls and wss follow from.
+func (s *server) caFile() string { return filepath.Join(s.dir, "ca.pem") }
+
+// url returns the URL of a listener.
+func (s *server) url(scheme, listener string) string {
+	u := scheme + "://" + s.addrs[listener]
+	if listener == "ws" || listener == "wss" {
+		u += "/mqtt"
+	}
+	return u
+}
 
 var (
 	readyLine    = regexp.MustCompile(`msg="penstock ready".*\n`)
@@ -276,11 +316,11 @@ func (w *watched) await(want *regexp.Regexp, ended <-chan struct{}) (string, err
 // The line "restart" asks for kill -9 of the broker; what it can then read from
 // standard input is the URL of the broker that was started instead.
 type script struct {
-	command []string
-	version int
-	url     func(s *server) string
-	ca      string
-	steps   []string
+	command  []string
+	version  int
+	listener string
+	scheme   string // of the URL, for this listener
+	steps    []string
 }
 
 // run runs the script against a server of its own and makes subtests of what
@@ -290,7 +330,11 @@ func (sc script) run(t *testing.T) {
 	s := startServer(t)
 	ctx, cancel := context.WithTimeout(context.Background(), scriptPatience)
 	defer cancel()
-	args := append(slices.Clone(sc.command[1:]), sc.url(s), fmt.Sprint(sc.version), username, password, sc.ca)
+	ca := "-"
+	if sc.listener == "tls" || sc.listener == "wss" {
+		ca = s.caFile()
+	}
+	args := append(slices.Clone(sc.command[1:]), s.url(sc.scheme, sc.listener), fmt.Sprint(sc.version), username, password, ca)
 	cmd := exec.CommandContext(ctx, sc.command[0], args...)
 	// Its children too: a client that waits to be killed must not stay.
 	cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true}
@@ -313,7 +357,7 @@ func (sc script) run(t *testing.T) {
 		if err := s.restart(); err != nil {
 			return err
 		}
-		_, err := io.WriteString(stdin, sc.url(s)+"\n")
+		_, err := io.WriteString(stdin, s.url(sc.scheme, sc.listener)+"\n")
 		return err
 	})
 	if readErr != nil {
@@ -427,7 +471,57 @@ func TestReport(t *testing.T) {
 	}
 }
 
-// tcp returns the URL of the plain listener.
-func tcp(scheme string) func(*server) string {
-	return func(s *server) string { return scheme + "://" + s.addrs["tcp"] }
+// writeCertificates writes ca.pem, and cert.pem and key.pem that follow from
+// it, for 127.0.0.1.
+func writeCertificates(t *testing.T, dir string) {
+	t.Helper()
+	caKey, key := newKey(t), newKey(t)
+	ca := &x509.Certificate{
+		SerialNumber:          big.NewInt(1),
+		Subject:               pkix.Name{CommonName: "Penstock test CA"},
+		NotBefore:             time.Now().Add(-time.Hour),
+		NotAfter:              time.Now().Add(time.Hour),
+		IsCA:                  true,
+		BasicConstraintsValid: true,
+		KeyUsage:              x509.KeyUsageCertSign,
+	}
+	leaf := &x509.Certificate{
+		SerialNumber: big.NewInt(2),
+		Subject:      pkix.Name{CommonName: "127.0.0.1"},
+		NotBefore:    ca.NotBefore,
+		NotAfter:     ca.NotAfter,
+		KeyUsage:     x509.KeyUsageDigitalSignature,
+		ExtKeyUsage:  []x509.ExtKeyUsage{x509.ExtKeyUsageServerAuth},
+		IPAddresses:  []net.IP{net.IPv4(127, 0, 0, 1)},
+	}
+	caDER, err := x509.CreateCertificate(rand.Reader, ca, ca, caKey.Public(), caKey)
+	if err != nil {
+		t.Fatal(err)
+	}
+	leafDER, err := x509.CreateCertificate(rand.Reader, leaf, ca, key.Public(), caKey)
+	if err != nil {
+		t.Fatal(err)
+	}
+	keyDER, err := x509.MarshalPKCS8PrivateKey(key)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for name, block := range map[string]*pem.Block{
+		"ca.pem":   {Type: "CERTIFICATE", Bytes: caDER},
+		"cert.pem": {Type: "CERTIFICATE", Bytes: leafDER},
+		"key.pem":  {Type: "PRIVATE KEY", Bytes: keyDER},
+	} {
+		if err := os.WriteFile(filepath.Join(dir, name), pem.EncodeToMemory(block), 0o600); err != nil {
+			t.Fatal(err)
+		}
+	}
+}
+
+func newKey(t *testing.T) *ecdsa.PrivateKey {
+	t.Helper()
+	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return key
 }

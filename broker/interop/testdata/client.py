@@ -5,6 +5,7 @@ what is written and read.
 """
 
 import collections
+import os
 import queue
 import socket
 import subprocess
@@ -280,7 +281,8 @@ def restart():
 def reconnect():
     """The connection breaks, and paho comes back by itself."""
     c = Client("reconnect", stays=True).open().subscribe(("reconnect/#", 2))
-    c.paho.socket().shutdown(socket.SHUT_RDWR)
+    with socket.socket(fileno=os.dup(c.paho.socket().fileno())) as below:  # TLS and WebSocket
+        below.shutdown(socket.SHUT_RDWR)
     queue_some("reconnect/a")
     code, present = c.connack()
     want("CONNACK", code, 0)

@@ -525,3 +525,19 @@ func newKey(t *testing.T) *ecdsa.PrivateKey {
 	}
 	return key
 }
+
+// What the step wildcard publishes, and what of it "plus/+/t" and "hash/#"
+// match. The last one matches, so that nothing can be on its way after it.
+var (
+	wildcardTopics  = []string{"plus/a/t", "plus/a", "plus/a/b/t", "plus//t", "hash", "hash/a", "hash/a/b", "hashes", "plus/end/t"}
+	wildcardMatches = []string{"plus/a/t", "plus//t", "hash", "hash/a", "hash/a/b", "plus/end/t"}
+)
+
+// largePayload is what the step large-payload sends.
+func largePayload() []byte {
+	payload := make([]byte, 300_000)
+	for i := range payload {
+		payload[i] = byte(i * 7 % 251)
+	}
+	return payload
+}

@@ -114,16 +114,22 @@ static void published_with(void *context, int token, int packet, MQTTProperties 
 	set(&((struct client *)context)->acknowledged, reason);
 }
 
-/* wait_until waits for *value to be at least least; mutex is locked. */
-static int wait_until(const int *value, int least)
+/* wait_for_sum waits for *a + *b to be at least least; mutex is locked. */
+static int wait_for_sum(const int *a, const int *b, int least)
 {
 	struct timespec end;
 	clock_gettime(CLOCK_REALTIME, &end);
 	end.tv_sec += PATIENCE;
-	while (*value < least)
+	while (*a + *b < least)
 		if (pthread_cond_timedwait(&changed, &mutex, &end) != 0)
 			return 0;
 	return 1;
+}
+
+static int wait_until(const int *value, int least)
+{
+	static const int nothing = 0;
+	return wait_for_sum(value, &nothing, least);
 }
 
 static int next(struct client *c, struct message *m)
@@ -740,16 +746,15 @@ static int step_shared_subscription(void)
 		snprintf(text, sizeof text, "%d", i);
 		DO(next_is(&alone, "without a group", "shared", text, 1, 0));
 	}
-	/* How many the second has is known when the first has the others. */
 	pthread_mutex_lock(&mutex);
-	int there = wait_until(&members[0].waiting, 1) && wait_until(&members[1].waiting, 1) &&
-		wait_until(&members[0].waiting, COUNT - members[1].waiting);
-	there = there && wait_until(&members[1].waiting, COUNT - members[0].waiting);
+	int there = wait_for_sum(&members[0].waiting, &members[1].waiting, COUNT);
 	int counts[2] = {members[0].waiting, members[1].waiting};
 	pthread_mutex_unlock(&mutex);
 	if (!there)
 		return fail("the members have %d and %d of %d messages", counts[0], counts[1], COUNT);
 	WANT("both together", counts[0] + counts[1], COUNT);
+	if (counts[0] == 0 || counts[1] == 0)
+		return fail("one member has all messages");
 	for (int i = 0; i < 2; i++) {
 		for (int last = -1; counts[i] > 0; counts[i]--) {
 			struct message m;

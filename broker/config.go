@@ -49,7 +49,7 @@ func DefaultConfig() Config {
 		MaxQueueBytes:    64 << 20,
 		SessionExpiry:    units.Duration(30 * 24 * 3600e9),
 		WillGrace:        units.Duration(30e9),
-		Listeners:        []ListenerConfig{{Name: "tcp", Address: ":1883"}},
+		Listeners:        []ListenerConfig{{Name: "tcp", Address: ":1883", Protocol: protocolMQTT}},
 	}
 }
 

@@ -208,7 +208,7 @@ func (s *server) url(scheme, listener string) string {
 
 var (
 	readyLine    = regexp.MustCompile(`msg="penstock ready".*\n`)
-	listenerPart = regexp.MustCompile(` mqtt\.(\S+)=(\S+)`)
+	listenerPart = regexp.MustCompile(` mqtt\.(\S+)=(?:[a-z]+://)?([^\s/]+)`) // name, host:port
 )
 
 // serve starts the process and waits until it is ready. Its ports are new ones

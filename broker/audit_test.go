@@ -8,6 +8,7 @@ import (
 	"net"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -224,7 +225,7 @@ func TestExpiredSessionLeavesNothing(t *testing.T) {
 	}
 }
 
-// 3.12 The end of an old connection takes the new one out of the registry; it
+// 3.12 The end of an old connection takes the new one out of the registry: it
 // is connected, subscribed and deaf. 3.13: a PUBLISH ahead of the CONNACK.
 func TestReconnectRaces(t *testing.T) {
 	const rounds = 100
@@ -255,9 +256,11 @@ func TestReconnectRaces(t *testing.T) {
 		if first, _ := c.read(); first != typePublish<<4 {
 			t.Fatalf("round %d: got %#x, want a message", i, first)
 		}
-		cl, ok := s.b.mochi.Clients.Get("c")
-		if !ok || cl.Net.Conn.RemoteAddr().String() != c.c.LocalAddr().String() {
-			t.Fatalf("round %d: the registry does not have the connection that is up", i)
+		up := slices.ContainsFunc(s.b.Clients(), func(info ClientInfo) bool {
+			return info.ID == "c" && info.Address == c.c.LocalAddr().String()
+		})
+		if !up {
+			t.Fatalf("round %d: the client that is up is not among the clients", i)
 		}
 	}
 }
@@ -339,12 +342,14 @@ func TestMatchingOnTheWire(t *testing.T) {
 // the tables in wire_test.go and TestConnectRefusals.
 func TestInvalidFilters(t *testing.T) {
 	s := start(t, t.TempDir())
-	c4, _ := s.connect(connectOptions{id: "c4", clean: true})
 	c5, _ := s.connect(connectOptions{id: "c5", version: 5, clean: true})
 	for _, f := range []string{"", "a#", "a+/b", "a/#/b", "#/a", "+a", "$share//x", "$share/g/", "$share/g", "$share/+/x", "$share/g#/x", "$share/g/a#"} {
-		if got := c4.subscribe(1, f); got[0] != 0x80 {
-			t.Errorf("v4, %q: got %#x, want 0x80", f, got[0])
+		c4, _ := s.connect(connectOptions{id: "c4", clean: true})
+		c4.send(packet(typeSubscribe<<4|2, u16(1), str(f), []byte{1}))
+		if first, body, err := c4.tryRead(); err == nil { // 3.1.1 has no code for it
+			t.Errorf("v4, %q: got % x % x, want the end of the connection", f, first, body)
 		}
+		c4.c.Close()
 		if got := c5.subscribe(1, f); got[0] != reasonFilterInvalid {
 			t.Errorf("v5, %q: got %#x, want %#x", f, got[0], reasonFilterInvalid)
 		}
@@ -400,18 +405,13 @@ func TestMochiHoldsNothing(t *testing.T) {
 	pub, _ := s.connect(connectOptions{id: "pub", clean: true})
 	pub.publish("a", "1", 2, true)
 	c.take()
-	cl, ok := s.b.mochi.Clients.Get("c")
-	if !ok {
-		t.Fatal("not in the registry")
-	}
-	if cl.State.Inflight.Len() != 0 || cl.State.Subscriptions.Len() != 0 || cl.Properties.Will.Flag != 0 {
-		t.Errorf("mochi has %d in flight, %d subscriptions, a will %d of the client, want none", cl.State.Inflight.Len(), cl.State.Subscriptions.Len(), cl.Properties.Will.Flag)
+	if n := s.b.mochi.Clients.Len(); n != 0 { // it has a client for the handshake only
+		t.Errorf("mochi has %d clients of 2 that are connected, want none", n)
 	}
 	if n := s.b.mochi.Topics.Retained.Len(); n != 0 {
 		t.Errorf("mochi has %d retained messages, want none", n)
 	}
 	c.disconnect()
-	eventually(t, "no offline client is in the registry", func() bool { return s.b.mochi.Clients.Len() == 1 })
 	if n := atomic.LoadInt64(&s.b.mochi.Info.Started); time.Now().Unix()-n < 0 || atomic.LoadInt64(&s.b.mochi.Info.Time) != 0 {
 		t.Error("mochi's loop runs")
 	}
@@ -525,7 +525,7 @@ func TestRetainedStays(t *testing.T) {
 // 3.24 Many QoS 2 identifiers in flight disconnect a 3.1.1 client.
 func TestManyQoS2InFlight(t *testing.T) {
 	for _, version := range []byte{4, 5} {
-		s := start(t, t.TempDir())
+		s := start(t, t.TempDir(), func(c *Config, _ *storage.Config) { c.ReceiveMaximum = 5000 })
 		sub, _ := s.connect(connectOptions{id: "sub", clean: true})
 		sub.subscribe(2, "a")
 		pub, _ := s.connect(connectOptions{id: "pub", version: version, expiry: 60})
@@ -575,7 +575,7 @@ func TestPublishToSysIsAcknowledged(t *testing.T) {
 			if version == 5 {
 				want = append(want, reasonNotAuthorized)
 			}
-			if !bytes.Equal(body, want) {
+			if !bytes.HasPrefix(body, want) { // a reason string follows
 				t.Errorf("v%d, qos %d: got % x, want % x", version, qos, body, want)
 			}
 		}
@@ -687,6 +687,9 @@ func TestReasonsByVersion(t *testing.T) {
 		{"DISCONNECT flags", []byte{typeDisconnect<<4 | 1, 0}, reasonMalformed},
 	} {
 		for _, version := range []byte{3, 4, 5} {
+			if version == 3 && strings.HasSuffix(tc.name, "flags") {
+				continue // MQTT 3.1 does not use them
+			}
 			c, _ := s.connect(connectOptions{id: "c", version: version, clean: true})
 			c.send(tc.in)
 			first, body, err := c.tryRead()

@@ -3,8 +3,10 @@ package broker
 import (
 	"bytes"
 	"fmt"
+	"math/rand/v2"
 	"os"
 	"path/filepath"
+	"runtime"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -326,8 +328,9 @@ func TestNoLocal(t *testing.T) {
 	c.subscribe(1, "+") // a subscription that overlaps and has no such option
 	c.publish("a", "mine", 1, false)
 	equal(t, "overlapping", c.got(), []string{"a=mine"})
-	if got := c.subscribe(1|4, "$share/g/a"); got[0] < 0x80 {
-		t.Errorf("no local on a shared subscription: got %#x, want a refusal", got[0])
+	c.send(packet(typeSubscribe<<4|2, u16(c.id()), c.noProps(), str("$share/g/a"), []byte{1 | 4}))
+	if got := c.expectEnd(); got != reasonProtocolError {
+		t.Errorf("no local on a shared subscription: ended with %#x, want %#x", got, reasonProtocolError)
 	}
 }
 
@@ -486,7 +489,10 @@ func TestSharedSubscriptions(t *testing.T) {
 	// An expiring member takes its subscription along.
 	c, _ := s.connect(connectOptions{id: "lone", version: 5, clean: true})
 	c.ping()
-	if got := s.b.Stats().Subscriptions; got != 2 {
+	s.b.plane.mu.RLock()
+	got := s.b.plane.subs.len()
+	s.b.plane.mu.RUnlock()
+	if got != 2 {
 		t.Errorf("%d entries in the index, want 2: the group g and the plain one", got)
 	}
 }
@@ -953,4 +959,71 @@ func TestRestartWithMuch(t *testing.T) {
 		t.Error("session is gone")
 	}
 	sub.takeAll(pad+"%d", 0, n)
+}
+
+// What a client has acknowledged before it was told of a stop does not come
+// again, and its will does not come after a DISCONNECT, though the broker had
+// not read them when it stopped.
+func TestLastWordsBeforeStop(t *testing.T) {
+	dir := t.TempDir()
+	for round := range 30 {
+		s := start(t, dir)
+		var subs []*client
+		for i := range 8 {
+			c, _ := s.connect(connectOptions{id: fmt.Sprint(i), version: byte(4 + i%2), expiry: 3600, will: &storage.Message{Topic: "will", QoS: 1}})
+			c.subscribe(1, "a")
+			subs = append(subs, c)
+		}
+		pub, _ := s.connect(connectOptions{id: "pub", clean: true})
+		pub.publish("a", fmt.Sprint(round), 1, false)
+		for _, c := range subs {
+			d := c.take()
+			if d.payload != fmt.Sprint(round) {
+				t.Fatalf("round %d: client got %q again, which it had acknowledged", round, d.payload)
+			}
+			c.send([]byte{typeDisconnect << 4, 0}) // behind the PUBACK that take has sent
+		}
+		s.stop()
+		for _, c := range subs {
+			c.c.Close()
+		}
+		pub.c.Close()
+		if n := len(s.b.plane.wills); n != 0 {
+			t.Fatalf("round %d: %d wills are kept of clients that took leave", round, n)
+		}
+	}
+}
+
+// However a packet comes in pieces, and whatever its size, every byte of it
+// arrives: the read buffer is changed for a larger one and for what is unread
+// of it while the connection waits.
+func TestPacketsInPieces(t *testing.T) {
+	s := start(t, t.TempDir(), func(c *Config, _ *storage.Config) { c.MaxPacket = 2 << 20 })
+	sub, _ := s.connect(connectOptions{id: "sub", clean: true})
+	sub.subscribe(1, "a")
+	rnd := rand.New(rand.NewPCG(1, 2))
+	for _, size := range []int{1, 1000, 1024, 1030, 16384, 16400, 65000, 65536, 65600, 262144, 262200, 1 << 20} {
+		for _, piece := range []int{997, 16384, 65536, 300000} {
+			payload := make([]byte, size)
+			for i := range payload {
+				payload[i] = byte(rnd.Uint32())
+			}
+			pub := s.dial()
+			pub.version = 4
+			all := connectPacket(connectOptions{id: strings.Repeat("p", min(size, 60000)), version: 4, clean: true})
+			all = append(all, pub.publishPacket("a", string(payload), 1, 0, 1)...)
+			for len(all) > 0 {
+				n := min(len(all), 1+rnd.IntN(piece))
+				pub.send(all[:n])
+				all = all[n:]
+				runtime.Gosched()
+			}
+			pub.expect(typeConnack)
+			pub.expectAck(typePuback, 1)
+			if got := sub.take().payload; got != string(payload) {
+				t.Fatalf("%d bytes in pieces of up to %d: they are not the same", size, piece)
+			}
+			pub.c.Close()
+		}
+	}
 }

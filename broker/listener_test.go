@@ -250,6 +250,35 @@ func TestReadGoesOnAfterDeadline(t *testing.T) {
 	}
 }
 
+// A pong leaves although the deadline of the last write is long over; what we
+// write ourselves does not.
+func TestPongAfterWriteDeadline(t *testing.T) {
+	for _, k := range kinds(t)[2:4] {
+		server, client := serverSide(t, k)
+		web := client.(*webClient)
+		_ = server.SetWriteDeadline(past)
+		if _, err := web.Conn.Write(append(frame(0x89, []byte("x")), frame(0x82, []byte("y"))...)); err != nil {
+			t.Fatal(err)
+		}
+		_ = server.SetReadDeadline(time.Now().Add(patience))
+		if _, err := io.ReadFull(server, make([]byte, 1)); err != nil {
+			t.Fatalf("%s: %v", k.protocol, err)
+		}
+		_ = server.SetWriteDeadline(time.Now().Add(patience))
+		if _, err := server.Write([]byte("z")); err != nil {
+			t.Fatalf("%s: %v", k.protocol, err)
+		}
+		_ = client.SetReadDeadline(time.Now().Add(patience))
+		if _, err := io.ReadFull(client, make([]byte, 1)); err != nil || !bytes.Equal(web.seen, []byte{opPong}) {
+			t.Errorf("%s: control frames % x, %v", k.protocol, web.seen, err)
+		}
+		_ = server.SetWriteDeadline(past)
+		if _, err := server.Write([]byte("z")); !isTimeout(err) {
+			t.Errorf("%s: a write of ours after its deadline: %v", k.protocol, err)
+		}
+	}
+}
+
 // A client that stalls in the TLS handshake holds nobody up and is closed in
 // time; one that speaks no TLS is closed and counted.
 func TestTLSHandshakeThatStalls(t *testing.T) {

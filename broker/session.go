@@ -47,12 +47,14 @@ type entry struct {
 	state   entryState
 	qos     byte
 	retain  bool
+	shared  bool // came by a shared subscription
 	durable bool
 	tried   bool // was sent once, on this connection or an earlier one: the next PUBLISH has DUP
 }
 
 // inbound is a QoS 2 packet identifier received from the client.
 type inbound struct {
+	counted  *ackQueue // the connection whose Receive Maximum it counts against; guarded by the session's lock
 	leaving  bool      // PUBREL received, release not yet durable; guarded by the session's lock
 	releases []*ticket // PUBCOMPs that wait for the release; guarded by the session's lock
 
@@ -102,6 +104,7 @@ type session struct {
 
 	inbound map[uint16]*inbound
 	subs    map[string]*subscription // by filter; guarded by plane.mu
+	weight  int                      // of subs (see filterWeight); likewise
 	who     principal
 }
 
@@ -356,6 +359,7 @@ func (s *session) pubrec(id uint16, reason byte, b *batch) {
 	}
 	e := s.find(id)
 	switch {
+	case (e == nil || e.qos != 2 || e.state == finished) && reason >= 0x80: // [MQTT-4.3.3-4]: nothing to release
 	case e == nil || e.qos != 2 || e.state == finished:
 		s.acks.send(typePubrel, id, notFound(s.version), b)
 	case e.state == sent && reason >= 0x80: // [MQTT-4.3.3-4]: the client refuses it
@@ -435,7 +439,7 @@ func (e *entry) Record() (storage.ClaimRecord, bool) {
 	if e.state == finished || e.s.ended {
 		return storage.ClaimRecord{}, false
 	}
-	return storage.ClaimRecord{Session: e.s.id, Seq: e.seq, QoS: e.qos, Retain: e.retain, Identifiers: e.ids}, true
+	return storage.ClaimRecord{Session: e.s.id, Seq: e.seq, QoS: e.qos, Retain: e.retain, Shared: e.shared, Identifiers: e.ids}, true
 }
 
 // Stored implements storage.Claim.
@@ -519,9 +523,11 @@ func (s *session) receive(id uint16, acks *ackQueue, b *batch) *inbound {
 			s.inbound = make(map[uint16]*inbound)
 		}
 		s.inbound[id] = in
+		in.count(acks)
 		s.mu.Unlock()
 		return in
 	}
+	in.count(acks)
 	s.mu.Unlock()
 	in.mu.Lock()
 	defer in.mu.Unlock()
@@ -531,6 +537,21 @@ func (s *session) receive(id uint16, acks *ackQueue, b *batch) *inbound {
 	}
 	in.joined = append(in.joined, acks.issue(typePubrec, id, 0))
 	return nil
+}
+
+// count has the identifier count against a connection's Receive Maximum.
+func (in *inbound) count(acks *ackQueue) {
+	if in.counted != acks {
+		in.counted = acks
+		acks.open.Add(1)
+	}
+}
+
+// free ends that: the PUBCOMP leaves.
+func (in *inbound) free() {
+	if in.counted != nil {
+		in.counted.open.Add(-1)
+	}
 }
 
 // secured tells that what the PUBREC says is true now.
@@ -557,6 +578,7 @@ func (s *session) pubrel(id uint16, acks *ackQueue, b *batch) {
 	}
 	if s.id == 0 {
 		delete(s.inbound, id)
+		in.free()
 		s.mu.Unlock()
 		acks.send(typePubcomp, id, 0, b)
 		return
@@ -577,6 +599,7 @@ func (s *session) pubrel(id uint16, acks *ackQueue, b *batch) {
 	s.plane.journal.Change(func(tx storage.Tx) error { return tx.DeleteInbound(row) }, storage.WaiterFunc(func() {
 		s.mu.Lock()
 		delete(s.inbound, id)
+		in.free()
 		releases := in.releases
 		in.releases = nil
 		s.mu.Unlock()
@@ -621,19 +644,33 @@ func (s *session) detach(o owner) bool {
 	return true
 }
 
-// end finishes everything that the session still has. The caller has taken it
-// out of the plane. s.mu is held.
-func (s *session) end(b *batch) {
+// orphan is a delivery that came by a shared subscription to a session that
+// has ended, and that another member of the group shall have.
+type orphan struct {
+	msg    *storage.Message
+	ticket *ticket // owed to the publisher while it is not safe; nil after
+}
+
+// end finishes everything that the session still has, and returns what others
+// shall have of it: not what is QoS 2 and was sent once [MQTT-4.8.2-5]. The
+// caller has taken it out of the plane. s.mu is held.
+func (s *session) end(b *batch) (orphans []orphan) {
 	s.ended = true
 	for s.queue.len() > 0 { // finish takes the first one out
 		e := s.queue.at(0)
-		if e.qos > 0 {
+		switch {
+		case e.qos == 0 || e.state == finished:
+		case e.shared && (e.qos == 1 || !e.tried):
+			orphans = append(orphans, orphan{e.msg, e.ticket})
+			e.ticket = nil
+		default:
 			s.plane.drop(dropSessionEnded)
 		}
 		s.finish(e, b)
 	}
 	s.queue, s.next = ring{}, 0
 	s.inbound = nil
+	return orphans
 }
 
 // ring is a queue of entries, ascending by sequence number, that grows as

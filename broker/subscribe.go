@@ -1,7 +1,8 @@
 package broker
 
 import (
-	"slices"
+	"strings"
+	"sync"
 
 	"penstock/storage"
 )
@@ -26,6 +27,9 @@ func (p *plane) addSubscription(s *session, filter string, options byte, identif
 	if old != nil {
 		p.removeSubscription(old)
 	}
+	weight := filterWeight(filter)
+	s.weight += weight
+	p.weight += weight
 	sub := &subscription{session: s, filter: filter, topic: filter, options: options, identifier: identifier}
 	if s.subs == nil {
 		s.subs = make(map[string]*subscription)
@@ -55,18 +59,15 @@ func (p *plane) addSubscription(s *session, filter string, options byte, identif
 // removeSubscription takes a subscription out of the index. p.mu is held; the
 // caller removes it from the session's map.
 func (p *plane) removeSubscription(sub *subscription) {
+	weight := filterWeight(sub.filter)
+	sub.session.weight -= weight
+	p.weight -= weight
 	g := sub.group
 	if g == nil {
 		p.subs.remove(sub.topic, sub)
 		return
 	}
-	g.mu.Lock()
-	if i := slices.Index(g.members, sub); i >= 0 {
-		g.members = slices.Delete(g.members, i, i+1)
-	}
-	empty := len(g.members) == 0
-	g.mu.Unlock()
-	if empty {
+	if g.remove(sub) {
 		delete(p.groups, g.key)
 		p.subs.remove(g.sub.topic, g.sub)
 	}
@@ -104,14 +105,21 @@ func (p *plane) subscribe(s *session, acks *ackQueue, id uint16, identifier uint
 // addSubscriptions enters the filters of a SUBSCRIBE. It returns a reason code
 // for each, and what must be stored.
 func (p *plane) addSubscriptions(s *session, identifier uint32, filters []filterRequest, b *batch) (codes []byte, rows []storage.Subscription, pubs []*storage.Publication) {
-	p.mu.Lock()
-	defer p.mu.Unlock() // also when it panics: the others shall go on
-	defer p.gen.Add(1)
 	codes = make([]byte, len(filters))
-	sent := make(map[string]bool) // filters whose retained messages are queued: once is enough
+	var found []retainedMatch
+	sent := make(map[string]bool) // filters whose retained messages are found: once is enough
+	p.mu.Lock()
+	unlock := sync.OnceFunc(p.mu.Unlock)
+	defer unlock() // also when it panics: the others shall go on
 	for i, f := range filters {
-		codes[i] = p.maySubscribe(s, f)
-		if codes[i] >= 0x80 {
+		reason := p.maySubscribe(s, f)
+		if codes[i] = reason; reason >= 0x80 {
+			switch s.version {
+			case 3:
+				codes[i] = f.options & 3 // MQTT 3.1 has no failure (3.9)
+			case 4:
+				codes[i] = 0x80 // the only one that 3.1.1 has (3.9.3)
+			}
 			continue
 		}
 		old := p.addSubscription(s, f.filter, f.options, identifier)
@@ -120,47 +128,66 @@ func (p *plane) addSubscriptions(s *session, identifier uint32, filters []filter
 		sub := s.subs[f.filter]
 		if sub.group == nil && !sent[f.filter] && (handling == 0 || handling == 1 && old == nil) { // [MQTT-3.3.1-9] to [MQTT-3.3.1-11]
 			sent[f.filter] = true
-			pubs = p.queueRetained(s, sub, b, pubs)
+			p.retained.match(sub.topic, func(_ string, m *storage.Message) bool {
+				found = append(found, retainedMatch{m, sub})
+				return true
+			})
 		}
 	}
-	return codes, rows, pubs
+	p.gen.Add(1)
+	// From here on only this session is held up. It gets nothing live before
+	// the retained messages are queued.
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	unlock()
+	return codes, rows, p.queueRetained(s, found, b)
+}
+
+// retainedMatch is a retained message and the new subscription that matches.
+type retainedMatch struct {
+	m   *storage.Message
+	sub *subscription
+}
+
+// filterWeight is how many subscriptions a filter counts for: each level of one
+// with wildcards may be visited for any message.
+func filterWeight(filter string) int {
+	if !hasWildcard(filter) {
+		return 1
+	}
+	return 1 + strings.Count(filter, "/")/8
 }
 
 // maySubscribe checks one filter of a SUBSCRIBE and returns its reason code.
 func (p *plane) maySubscribe(s *session, f filterRequest) byte {
-	refused := func(reason byte) byte {
-		if s.version < 5 {
-			return 0x80 // the only failure that MQTT 3.1.1 has (3.9.3)
-		}
-		return reason
-	}
-	_, topic, shared, ok := splitShare(f.filter)
+	_, topic, _, ok := splitShare(f.filter)
 	if !ok || !validFilter(topic, p.cfg.MaxTopicBytes, p.cfg.MaxTopicLevels) {
-		return refused(reasonFilterInvalid)
+		if ok {
+			p.limit(limitTopic)
+		}
+		return reasonFilterInvalid
 	}
-	if shared && f.options&4 != 0 { // [MQTT-3.8.3-4]
-		return refused(reasonProtocolError)
-	}
-	if len(s.subs) >= p.cfg.MaxSubscriptions && s.subs[f.filter] == nil {
-		return refused(reasonQuota)
+	weight := filterWeight(f.filter)
+	if s.subs[f.filter] == nil && (s.weight+weight > p.cfg.MaxSubscriptions || p.weight+weight > p.cfg.MaxAllSubs) {
+		p.limit(limitSubscriptions)
+		return reasonQuota
 	}
 	if !p.acl.Load().allows(s.who, actionSubscribe, topic) {
-		return refused(reasonNotAuthorized)
+		return reasonNotAuthorized
 	}
 	return f.options & 3
 }
 
-// queueRetained queues the retained messages that a new subscription matches.
-// It appends what must be stored of them to pubs. p.mu is held.
-func (p *plane) queueRetained(s *session, sub *subscription, b *batch, pubs []*storage.Publication) []*storage.Publication {
+// queueRetained queues the retained messages that new subscriptions match. It
+// returns what must be stored of them. s.mu is held.
+func (p *plane) queueRetained(s *session, found []retainedMatch, b *batch) (pubs []*storage.Publication) {
 	acl := p.acl.Load()
 	now := p.now()
 	misses := 0
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	p.retained.match(sub.topic, func(topic string, m *storage.Message) bool {
-		if m.Expired(now) || acl.receive && !acl.allows(s.who, actionReceive, topic) {
-			return true
+	for _, f := range found {
+		m, sub := f.m, f.sub
+		if m.Expired(now) || acl.receive && !acl.allows(s.who, actionReceive, m.Topic) {
+			continue
 		}
 		if s.full(m.Size()) {
 			s.pump(b) // the client may be there to take some
@@ -170,7 +197,10 @@ func (p *plane) queueRetained(s *session, sub *subscription, b *batch, pubs []*s
 			if misses++; misses == 1 {
 				p.log.Warn("queue full, retained messages dropped", "client", s.clientID, "filter", sub.filter)
 			}
-			return misses < maxMisses && s.live < p.cfg.MaxQueueMessages
+			if misses >= maxMisses || s.live >= p.cfg.MaxQueueMessages {
+				break
+			}
+			continue
 		}
 		var ids []uint32
 		if sub.identifier != 0 {
@@ -181,8 +211,7 @@ func (p *plane) queueRetained(s *session, sub *subscription, b *batch, pubs []*s
 		if s.id != 0 && qos > 0 {
 			pubs = append(pubs, &storage.Publication{Message: m, Claims: []storage.Claim{e}})
 		}
-		return true
-	})
+	}
 	return pubs
 }
 

@@ -61,6 +61,8 @@ struct message {
 	MQTTClient_message *paho;
 };
 
+/* In the steps clients are static: one that a failed step leaves open still
+ * calls back. */
 struct client {
 	MQTTClient handle;
 	int stays; /* its session outlives the connection */
@@ -193,6 +195,8 @@ static int make(struct client *c, const char *name, int stays)
 {
 	char id[100];
 	snprintf(id, sizeof id, "%s-c-%d", name, version);
+	if (c->handle != NULL)
+		MQTTClient_destroy(&c->handle); /* of a step that failed */
 	memset(c, 0, sizeof *c);
 	c->stays = stays;
 	c->last = &c->first;
@@ -348,14 +352,14 @@ static int published(struct client *c, const char *topic, const char *payload, i
 
 static int step_connect(void)
 {
-	struct client c;
+	static struct client c;
 	DO(open_new(&c, "connect", 0));
 	return close_for_good(&c);
 }
 
 static int step_refused_login(void)
 {
-	struct client c;
+	static struct client c;
 	int code;
 	DO(make(&c, "refused", 0));
 	DO(dial(&c, "wrong", NULL, &code));
@@ -366,7 +370,7 @@ static int step_refused_login(void)
 
 static int one(int qos)
 {
-	struct client sub, pub;
+	static struct client sub, pub;
 	DO(open_new(&sub, "one-sub", 0));
 	DO(subscribe(&sub, "one", 2));
 	DO(open_new(&pub, "one-pub", 0));
@@ -382,7 +386,7 @@ static int step_qos2(void) { return one(2); }
 
 static int order(int qos)
 {
-	struct client sub, pub;
+	static struct client sub, pub;
 	MQTTClient_deliveryToken tokens[ORDERED];
 	char text[20];
 	DO(open_new(&sub, "order-sub", 0));
@@ -406,7 +410,7 @@ static int step_order_qos2(void) { return order(2); }
 
 static int step_retained(void)
 {
-	struct client live, late, pub;
+	static struct client live, late, pub;
 	DO(open_new(&live, "retained-live", 0));
 	DO(subscribe(&live, "retained", 1));
 	DO(open_new(&pub, "retained-pub", 0));
@@ -428,7 +432,7 @@ static int step_retained(void)
 
 static int step_will(void)
 {
-	struct client sub, polite;
+	static struct client sub, polite;
 	int code, pipes[2];
 	char line[20];
 	DO(open_new(&sub, "will-sub", 0));
@@ -458,7 +462,7 @@ static int step_will(void)
 
 static int hold_will(void)
 {
-	struct client c;
+	static struct client c;
 	int code;
 	DO(make(&c, "will-killed", 0));
 	DO(dial(&c, password, "will/killed", &code));
@@ -472,7 +476,7 @@ static int hold_will(void)
  * with QoS 2. */
 static int queue_some(const char *topic, int first)
 {
-	struct client pub;
+	static struct client pub;
 	char text[20];
 	DO(open_new(&pub, "queue-pub", 0));
 	for (int i = first; i < first + 20; i++) {
@@ -504,7 +508,7 @@ static int want_queued(struct client *c, const char *topic, int first)
 
 static int step_session(void)
 {
-	struct client c;
+	static struct client c;
 	DO(open_new(&c, "session", 1));
 	DO(subscribe(&c, "session/#", 2));
 	DO(leave(&c));
@@ -519,7 +523,7 @@ static int step_session(void)
 /* The connection of this one breaks with the broker. */
 static int step_restart(void)
 {
-	struct client away, there, pub;
+	static struct client away, there, pub;
 	DO(open_new(&away, "restart-away", 1));
 	DO(subscribe(&away, "restart/#", 2));
 	DO(leave(&away));
@@ -550,7 +554,7 @@ static int step_restart(void)
 
 static int step_unsubscribe(void)
 {
-	struct client c;
+	static struct client c;
 	char *const filters[] = {"unsubscribe/a", "unsubscribe/b"};
 	const int qos[] = {1, 1};
 	DO(open_new(&c, "unsubscribe", 0));
@@ -577,7 +581,7 @@ static int step_wildcard(void)
 	const int n = sizeof topics / sizeof *topics;
 	char *const filters[] = {"plus/+/t", "hash/#"};
 	const int qos[] = {1, 1};
-	struct client c;
+	static struct client c;
 	DO(open_new(&c, "wildcard", 0));
 	DO(subscribe_many(&c, 2, filters, qos));
 	for (int i = 0; i < n; i++)
@@ -592,7 +596,7 @@ static int step_granted_qos(void)
 {
 	char *const filters[] = {"granted/0", "granted/2", "granted/1"};
 	const int qos[] = {0, 2, 1};
-	struct client c;
+	static struct client c;
 	DO(open_new(&c, "granted", 0));
 	DO(subscribe_many(&c, 3, filters, qos));
 	return close_for_good(&c);
@@ -603,7 +607,7 @@ static int step_large_payload(void)
 	enum { LENGTH = 300000 };
 	static unsigned char payload[LENGTH];
 	MQTTClient_deliveryToken token;
-	struct client c;
+	static struct client c;
 	struct message m;
 	for (int i = 0; i < LENGTH; i++)
 		payload[i] = i * 7 % 251;
@@ -632,7 +636,7 @@ static int step_user_properties(void)
 {
 	static const char *const pairs[][2] = {{"unit", "\xc2\xb0""C"}, {"unit", "K"}, {"", "empty"}};
 	MQTTProperties list = MQTTProperties_initializer;
-	struct client c;
+	static struct client c;
 	struct message m;
 	for (int i = 0; i < 3; i++)
 		add_bytes(&list, MQTTPROPERTY_CODE_USER_PROPERTY, pairs[i][0], strlen(pairs[i][0]), pairs[i][1]);
@@ -667,7 +671,7 @@ static int published_expiring(struct client *c, const char *topic, const char *p
 
 static int step_message_expiry(void)
 {
-	struct client c, pub, clock;
+	static struct client c, pub, clock;
 	struct message m;
 	DO(open_new(&c, "expiry", 1));
 	DO(subscribe(&c, "expiry", 1));
@@ -704,7 +708,7 @@ static int step_topic_alias(void)
 		{"alias/c", 1, "alias/c"}, {"", 1, "alias/c"},
 	};
 	const int n = sizeof sent / sizeof *sent;
-	struct client sub, pub;
+	static struct client sub, pub;
 	struct message m;
 	DO(open_new(&sub, "alias-sub", 0));
 	DO(subscribe(&sub, "alias/#", 1));
@@ -729,7 +733,7 @@ static int step_topic_alias(void)
 static int step_shared_subscription(void)
 {
 	enum { COUNT = 50 };
-	struct client members[2], alone, pub;
+	static struct client members[2], alone, pub;
 	char text[20], seen[COUNT] = {0};
 	DO(open_new(&members[0], "shared-0", 0));
 	DO(open_new(&members[1], "shared-1", 0));
@@ -777,7 +781,7 @@ static int step_request_response(void)
 {
 	static const char correlation[] = {0, 1, (char)255};
 	MQTTProperties list = MQTTProperties_initializer, answer = MQTTProperties_initializer;
-	struct client asking, answering;
+	static struct client asking, answering;
 	struct message m;
 	DO(open_new(&answering, "responder", 0));
 	DO(subscribe(&answering, "request", 1));
@@ -808,7 +812,7 @@ static int step_request_response(void)
 
 static int step_reason_codes(void)
 {
-	struct client c, other;
+	static struct client c, other;
 	MQTTClient_deliveryToken token;
 	DO(open_new(&c, "reasons", 0));
 	MQTTResponse r = MQTTClient_unsubscribe5(c.handle, "nothing/here", NULL);

@@ -294,18 +294,29 @@ var attacks = []attack{
 		files: 200, refuses: true,
 		bound: 32 * mib, why: "200 connections",
 		run: func(ctx context.Context, a *arena) {
+			stored := a.attacker(0, hello{id: "stored", clean: true})
 			pace(ctx, 200, func(i int) {
-				if i >= 400 {
-					return
-				}
-				if c, err := a.b.dial(1+i%250, a.b.mqtt); err == nil {
-					a.keep(c)
-					_, _ = c.Write(connectPacket(hello{id: fmt.Sprint("fd", i), clean: true}))
-					a.done.Add(1)
+				switch {
+				case i < 400:
+					if c, err := a.b.dial(1+i%250, a.b.mqtt); err == nil {
+						a.keep(c)
+						_, _ = c.Write(connectPacket(hello{id: fmt.Sprint("fd", i), clean: true}))
+						a.done.Add(1)
+					}
+				case i%100 == 0:
+					storageGoesOn(a, stored)
 				}
 			})
 		},
-		after: storageGoesOn,
+		after: func(a *arena) {
+			c, err := a.b.connect(0, hello{id: "later", clean: true})
+			if err != nil {
+				a.t.Errorf("no new connection after the attack: %v", err)
+				return
+			}
+			storageGoesOn(a, c)
+			c.Close()
+		},
 	},
 	{
 		name:  "slow-loris on HTTP",
@@ -336,10 +347,15 @@ var attacks = []attack{
 	{
 		name:  "bad passwords",
 		bound: 32 * mib, why: "nothing stays",
-		config: `anonymous = "all"`,
+		connects: true,
+		prepare: func(a *arena) {
+			a.b.addDevice("device")
+			a.b.addDevice("good")
+			a.b.login = "good"
+		},
 		run: func(ctx context.Context, a *arena) {
-			many(20, func(n int) {
-				pace(ctx, 20, func(i int) {
+			many(200, func(n int) {
+				pace(ctx, 10, func(i int) {
 					if c, err := a.b.connect(1+n, hello{id: fmt.Sprint("p", n), clean: true, user: "device", password: fmt.Sprint(i)}); err == nil {
 						c.Close()
 						a.t.Error("a wrong password was accepted")
@@ -375,7 +391,7 @@ var attacks = []attack{
 			many(4, func(n int) {
 				c := a.attacker(n, hello{id: fmt.Sprint("ping", n), clean: true})
 				p := []byte(strings.Repeat("\xC0\x00", 500))
-				pace(ctx, 100, func(i int) {
+				pace(ctx, 500, func(i int) {
 					_ = c.SetWriteDeadline(time.Now().Add(10 * time.Millisecond)) // fails on Write
 					n, _ := c.Write(p)
 					a.done.Add(int64(n / 2))
@@ -487,12 +503,10 @@ var attacks = []attack{
 		run: func(ctx context.Context, a *arena) {
 			many(50, func(n int) {
 				pace(ctx, 10, func(i int) {
-					c, err := a.b.connect(1+n, hello{id: "the-same", version: byte(4 + i%2)})
-					if err != nil {
-						return // taken over before its CONNACK
-					}
-					a.keep(c)
 					a.done.Add(1)
+					if c, err := a.b.connect(1+n, hello{id: "the-same", version: byte(4 + i%2)}); err == nil {
+						a.keep(c)
+					} // else taken over before its CONNACK
 				})
 			})
 		},
@@ -504,7 +518,7 @@ var attacks = []attack{
 			many(20, func(n int) {
 				c := a.attacker(n, hello{id: fmt.Sprint("two", n)})
 				c.drain()
-				pace(ctx, 1000, func(i int) {
+				pace(ctx, 250, func(i int) {
 					_, _ = c.Write(c.publishPacket("two", 2, 0, uint16(1+i%65535), []byte("x")))
 					a.done.Add(1)
 				})
@@ -599,18 +613,13 @@ func neverRead(qos byte, readers int) func(ctx context.Context, a *arena) {
 
 // storageGoesOn checks that a message is stored: its PUBACK leaves, for it is
 // retained, only after a commit.
-func storageGoesOn(a *arena) {
-	c, err := a.b.connect(0, hello{id: "stored", clean: true})
-	if err != nil {
-		a.t.Errorf("no new connection after the attack: %v", err)
-		return
-	}
-	defer c.Close()
-	if _, err := c.Write(c.publishPacket("stored", 1, 1, 1, []byte("x"))); err != nil {
+func storageGoesOn(a *arena, c *client) {
+	if _, err := c.Write(c.publishPacket("stored", 1, 1, 1, []byte(time.Now().String()))); err != nil {
 		a.t.Error(err)
 		return
 	}
+	_ = c.SetReadDeadline(time.Now().Add(patience)) // fails on Read
 	if _, err := c.await(puback); err != nil {
-		a.t.Errorf("nothing is stored after the attack: %v", err)
+		a.t.Errorf("nothing is stored: %v", err)
 	}
 }

@@ -105,7 +105,7 @@ var attacks = []attack{
 	{
 		name:   "topics of 65,534 slashes, where they are allowed",
 		config: "max_topic_bytes = 65535\nmax_topic_levels = 65535",
-		bound:  128 * mib, why: "the bound of the retained store",
+		bound:  128 * mib, stays: 128 * mib, why: "the bound of the retained store",
 		run: func(ctx context.Context, a *arena) {
 			slashes := strings.Repeat("/", 65534)
 			c := a.attacker(0, hello{id: "slashes", clean: true})
@@ -131,12 +131,12 @@ var attacks = []attack{
 	},
 	{
 		name:  "retained bomb",
-		bound: 128 * mib, why: "the bound of the retained store, and what commits hold meanwhile",
+		bound: 128 * mib, stays: 128 * mib, why: "the bound of the retained store, and what commits hold meanwhile",
 		run: distinctTopics(1, 1, 20_000),
 	},
 	{
 		name:  "retained bomb of 100 kB payloads",
-		bound: 128 * mib, why: "the bound of the retained store, and what commits hold meanwhile",
+		bound: 128 * mib, stays: 128 * mib, why: "the bound of the retained store, and what commits hold meanwhile",
 		run: func(ctx context.Context, a *arena) {
 			c := a.attacker(0, hello{id: "retained", clean: true})
 			c.drain()

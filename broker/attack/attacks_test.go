@@ -225,6 +225,25 @@ var attacks = []attack{
 		},
 	},
 	{
+		name:  "10,000 share groups on the topic of others",
+		bound: 32 * mib, why: "10,000 subscriptions",
+		run: func(ctx context.Context, a *arena) {
+			c := a.attacker(0, hello{id: "groups", clean: true})
+			for i := range 100 {
+				var filters []string
+				for j := range 100 {
+					filters = append(filters, fmt.Sprintf("$share/g%d/good/+", i*100+j))
+				}
+				if c.subscribe(0, filters...) != nil {
+					return
+				}
+				a.done.Add(100)
+			}
+			c.drain()
+			<-ctx.Done()
+		},
+	},
+	{
 		name:  "10,000 filters of + against long topics",
 		bound: 160 * mib, why: "10,000 filters of 128 levels, and their trie",
 		config: `max_packet = "4MiB"`,
@@ -366,6 +385,27 @@ var attacks = []attack{
 		},
 	},
 	{
+		name:  "bad passwords over HTTP",
+		bound: 64 * mib, why: "a hash at a time, of 19 MiB, and 256 connections",
+		run: func(ctx context.Context, a *arena) {
+			body := `{"username":"admin","password":"wrong"}`
+			request := fmt.Sprintf("POST /bwiot/api/v1/login HTTP/1.1\r\nHost: a\r\nConnection: close\r\nContent-Type: application/json\r\nContent-Length: %d\r\n\r\n%s", len(body), body)
+			many(10, func(n int) {
+				pace(ctx, 20, func(i int) {
+					c, err := a.b.dial(1+(n*20+i)%250, a.b.http)
+					if err != nil {
+						return
+					}
+					defer c.Close()
+					_ = c.SetDeadline(time.Now().Add(patience)) // fails on Write
+					_, _ = io.WriteString(c, request)
+					_, _ = io.Copy(io.Discard, c)
+					a.done.Add(1)
+				})
+			})
+		},
+	},
+	{
 		name:  "acknowledgements of nothing",
 		bound: 32 * mib, why: "nothing stays",
 		run: func(ctx context.Context, a *arena) {
@@ -428,6 +468,23 @@ var attacks = []attack{
 			many(20, func(n int) {
 				pace(ctx, 10, func(i int) {
 					c, err := a.b.connect(1+n, hello{id: fmt.Sprint("will", n, "-", i%5), clean: true, will: will})
+					if err != nil {
+						return
+					}
+					c.Close()
+					a.done.Add(1)
+				})
+			})
+		},
+	},
+	{
+		name:  "sessions that leave a will of 60 kB",
+		bound: 128 * mib, stays: 128 * mib, why: "the bound of wills that wait",
+		run: func(ctx context.Context, a *arena) {
+			will := append(properties([]byte{24, 0, 1, 0, 0}), append(str("will/late"), str(strings.Repeat("w", 60_000))...)...)
+			many(20, func(n int) {
+				pace(ctx, 50, func(i int) {
+					c, err := a.b.connect(1+n, hello{id: fmt.Sprint("late-", n, "-", i), version: 5, clean: true, props: []byte{17, 0, 1, 0, 0}, will: will})
 					if err != nil {
 						return
 					}

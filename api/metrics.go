@@ -64,6 +64,11 @@ var families = []family{
 			metrics.WriteCounterUint64(w, fmt.Sprintf("%s{cause=%s}", name, quote(cause)), s.Dropped[cause])
 		}
 	}},
+	{"penstock_limited_total", "counter", "Connections and packets refused because of a limit, by limit.", func(w io.Writer, name string, s snapshot) {
+		for _, limit := range slices.Sorted(maps.Keys(s.Limited)) {
+			metrics.WriteCounterUint64(w, fmt.Sprintf("%s{limit=%s}", name, quote(limit)), s.Limited[limit])
+		}
+	}},
 	{"penstock_queue_messages", "gauge", "Messages waiting for subscribers or in flight to them.",
 		gauge(func(s snapshot) int64 { return s.QueueMessages })},
 	{"penstock_queue_bytes", "gauge", "Topic, payload and properties of those messages.",

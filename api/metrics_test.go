@@ -24,6 +24,7 @@ func fixedSnapshot() snapshot {
 			MessagesIn: [3]uint64{110, 111, 112}, MessagesOut: [3]uint64{120, 121, 122},
 			BytesIn: [3]uint64{130, 131, 132}, BytesOut: [3]uint64{140, 141, 142},
 			Dropped:       map[string]uint64{"queue-full": 151, "expired": 150},
+			Limited:       map[string]uint64{"evicted": 155, "connections": 154},
 			QueueMessages: 160, QueueBytes: 161,
 			Journal: storage.JournalStats{
 				Commits: 170, Failures: 171, Records: 172, Elided: 173, BytesWritten: 1 << 40,

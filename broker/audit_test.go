@@ -169,17 +169,16 @@ func TestSubscribeWithoutOptions(t *testing.T) {
 // connections is looked at after CONNECT only.
 func TestConnectionsAreBounded(t *testing.T) {
 	s := start(t, t.TempDir(), func(c *Config, _ *storage.Config) { c.MaxConnections = 2 })
-	silent := s.dial()
 	c, _ := s.connect(connectOptions{id: "c", clean: true})
+	other, _ := s.connect(connectOptions{id: "other", clean: true})
 	one := s.dial()
-	if _, _, err := one.tryRead(); err == nil {
-		t.Error("a connection above the bound got an answer")
+	one.send(connectPacket(connectOptions{id: "one", version: 4, clean: true}))
+	if first, body := one.read(); first != typeConnack<<4 || body[1] != 3 {
+		t.Errorf("a connection above the bound got %x % x, want a CONNACK with code 3", first, body)
 	}
-	if n := len(s.b.connections()); n != 2 {
-		t.Errorf("%d connections, want 2", n)
-	}
+	one.expectEnd()
 	c.ping()
-	silent.c.Close()
+	other.disconnect()
 	eventually(t, "there is room again", func() bool { return len(s.b.connections()) == 1 })
 	c2, _ := s.connect(connectOptions{id: "c2", clean: true})
 	c2.ping()

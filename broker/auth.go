@@ -67,7 +67,7 @@ func verifyPassword(hash string, password []byte) (bool, error) {
 // refusal.
 func (b *Broker) authenticate(c *conn, who principal, hasUser bool, password []byte) byte {
 	if !hasUser {
-		if b.cfg.Anonymous == "all" || b.cfg.Anonymous == "loopback" && who.address.IsLoopback() {
+		if c.ln.limits.anonymous == "all" || c.ln.limits.anonymous == "loopback" && who.address.IsLoopback() {
 			return reasonSuccess
 		}
 		return reasonNotAuthorized

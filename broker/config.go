@@ -4,15 +4,17 @@ import (
 	"errors"
 	"fmt"
 	"math"
-	"net"
 
 	"penstock/internal/units"
 )
 
 // Config is the [broker] section of the configuration file.
 type Config struct {
-	Anonymous        string           `toml:"anonymous"`          // who may connect without a user name: "none", "loopback" or "all"
-	MaxConnections   int              `toml:"max_connections"`    // connections in all
+	Anonymous      string `toml:"anonymous"`       // who may connect without a user name: "none", "loopback" or "all"
+	MaxConnections int    `toml:"max_connections"` // connections in all
+
+	MaxConnectionsPerAddress int `toml:"max_connections_per_address"` // connections from one address, over all listeners; 0: no bound
+
 	ConnectTimeout   units.Duration   `toml:"connect_timeout"`    // from accept to CONNACK
 	WriteTimeout     units.Duration   `toml:"write_timeout"`      // a client that takes no byte for so long is disconnected
 	MaxPacket        units.Bytes      `toml:"max_packet"`         // largest packet taken from a signed-in client
@@ -27,12 +29,6 @@ type Config struct {
 	SessionExpiry    units.Duration   `toml:"session_expiry"`     // longest Session Expiry Interval, and that of MQTT 3.x sessions
 	WillGrace        units.Duration   `toml:"will_grace"`         // after a restart, wills of clients that did not come back
 	Listeners        []ListenerConfig `toml:"listener"`
-}
-
-// ListenerConfig is one [[broker.listener]].
-type ListenerConfig struct {
-	Name    string `toml:"name"`
-	Address string `toml:"address"` // host:port; an empty host is every address of the machine
 }
 
 // DefaultConfig returns the defaults.
@@ -53,7 +49,7 @@ func DefaultConfig() Config {
 		MaxQueueBytes:    64 << 20,
 		SessionExpiry:    units.Duration(30 * 24 * 3600e9),
 		WillGrace:        units.Duration(30e9),
-		Listeners:        []ListenerConfig{{Name: "tcp", Address: ":1883"}},
+		Listeners:        []ListenerConfig{{Name: "tcp", Address: ":1883", Protocol: protocolMQTT}},
 	}
 }
 
@@ -66,6 +62,7 @@ func (c Config) Validate() error {
 	}
 	err := errors.Join(
 		within("max_connections", c.MaxConnections, 1, 1000000),
+		within("max_connections_per_address", c.MaxConnectionsPerAddress, 0, 1000000),
 		within("connect_timeout", c.ConnectTimeout, 1e8, 600e9),
 		within("write_timeout", c.WriteTimeout, 1e9, 86400e9),
 		within("max_packet", c.MaxPacket, 1<<10, 256<<20),
@@ -89,8 +86,8 @@ func (c Config) Validate() error {
 			return fmt.Errorf("broker.listener[%d].name: %q is empty or used twice", i, l.Name)
 		}
 		names[l.Name] = true
-		if _, _, err := net.SplitHostPort(l.Address); err != nil {
-			return fmt.Errorf("broker.listener[%d].address: %q is not host:port", i, l.Address)
+		if err := l.validate(fmt.Sprintf("listener[%d]", i)); err != nil {
+			return err
 		}
 	}
 	if len(c.Listeners) == 0 {

@@ -38,11 +38,13 @@ var bigBufs = sync.Pool{New: func() any { b := make([]byte, bigRead); return &b 
 //
 // Read is called by one goroutine; the fields of the input side belong to it.
 type conn struct {
-	b        *Broker
-	sock     net.Conn
-	listener string
-	since    time.Time
-	gone     chan struct{} // closed when no further packet will be handled
+	b       *Broker
+	sock    net.Conn
+	ln      *listener
+	slot    *slot
+	refusal byte // not 0: the CONNECT is refused with this reason, there are too many connections
+	since   time.Time
+	gone    chan struct{} // closed when no further packet will be handled
 
 	// Input side.
 	in        []byte
@@ -104,12 +106,12 @@ type topicState struct {
 	allowed bool
 }
 
-func newConn(b *Broker, sock net.Conn, listener string) *conn {
+func newConn(b *Broker, s *slot, sock net.Conn) *conn {
 	c := &conn{
-		b: b, sock: sock, listener: listener, since: time.Now(),
+		b: b, sock: sock, ln: s.ln, slot: s, since: s.since,
 		gone: make(chan struct{}), closing: make(chan struct{}), resume: make(chan struct{}, 1),
 	}
-	c.deadline = c.since.Add(b.cfg.ConnectTimeout.D())
+	c.deadline = c.since.Add(c.ln.limits.connectTimeout)
 	_ = sock.SetReadDeadline(c.deadline) // a socket that cannot have one fails on Read
 	return c
 }
@@ -147,7 +149,7 @@ func (c *conn) next() error {
 	if err != nil {
 		return c.fail(err)
 	}
-	limit := int(c.b.cfg.MaxPacket)
+	limit := c.ln.limits.maxPacket
 	if !c.up {
 		limit = int(c.b.cfg.MaxConnect)
 	}
@@ -422,6 +424,7 @@ func (c *conn) fill(size int) error {
 	var timeout net.Error
 	if errors.As(err, &timeout) && timeout.Timeout() {
 		if !c.up {
+			c.b.plane.limit(limitConnectTimeout)
 			return c.fail(&wireError{reasonUnspecified, "no CONNECT in time"})
 		}
 		if c.keepAlive == 0 || time.Now().Before(c.deadline) {

@@ -55,6 +55,10 @@ func (h *hook) OnPacketRead(cl *mqtt.Client, pk packets.Packet) (packets.Packet,
 	}
 	con := &pk.Connect
 	c.version = pk.ProtocolVersion
+	if c.refusal != 0 {
+		c.refuse(c.refusal) // counted and logged when it was accepted
+		return pk, packets.ErrRejectPacket
+	}
 	name := string(con.ProtocolName)
 	refuse := func(reason byte, why string) (packets.Packet, error) {
 		h.b.log.Info("connection refused", "client", con.ClientIdentifier, "address", c.sock.RemoteAddr().String(), "reason", fmt.Sprintf("0x%02X", reason), "err", why)
@@ -161,6 +165,7 @@ func (h *hook) OnConnect(cl *mqtt.Client, pk packets.Packet) error {
 		c.refuse(reason)
 		return errRefused
 	}
+	h.b.accepted(c.slot)
 	return nil
 }
 
@@ -198,7 +203,7 @@ func (b *Broker) open(c *conn, clientID string) {
 	if durable == nil {
 		return
 	}
-	timer := time.NewTimer(b.cfg.ConnectTimeout.D())
+	timer := time.NewTimer(c.ln.limits.connectTimeout)
 	defer timer.Stop()
 	select {
 	case <-durable:
@@ -263,7 +268,7 @@ func (h *hook) OnPacketEncode(cl *mqtt.Client, pk packets.Packet) packets.Packet
 	}
 	pk.SessionPresent = c.present && c.version >= 4
 	p := &pk.Properties
-	p.MaximumPacketSize = uint32(h.b.cfg.MaxPacket)
+	p.MaximumPacketSize = uint32(c.ln.limits.maxPacket)
 	p.TopicAliasMaximum = maxAliases
 	if c.sess != nil && c.version == 5 && c.hello.expiry > h.b.capExpiry(c.hello.expiry) {
 		p.SessionExpiryInterval, p.SessionExpiryIntervalFlag = h.b.capExpiry(c.hello.expiry), true

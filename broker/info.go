@@ -30,8 +30,10 @@ type ClientInfo struct {
 
 // ListenerInfo is one bound listener.
 type ListenerInfo struct {
-	Name string
-	Addr net.Addr // the real address, also where ":0" was asked for
+	Name        string
+	Addr        net.Addr // the real address, also where ":0" was asked for
+	Protocol    string   // "mqtt", "mqtts" (with TLS), "ws", "wss", or "unix" (MQTT over a unix socket)
+	Connections int      // connections now, also those that have not said a CONNECT yet
 }
 
 // Health says whether the broker keeps its promise right now.
@@ -57,6 +59,7 @@ type Stats struct {
 	BytesOut    [3]uint64
 
 	Dropped map[string]uint64 // deliveries not made, by cause (see dropCauses)
+	Limited map[string]uint64 // connections or packets refused because of a limit, by limit (see limitNames)
 
 	QueueMessages int64 // waiting for subscribers or in flight to them
 	QueueBytes    int64 // topic, payload and properties of those, bytes

@@ -331,6 +331,7 @@ type counters struct {
 	queueMessages, queueBytes atomic.Int64
 	connections               atomic.Int64
 	connectionsTotal          atomic.Uint64
+	limited                   [limitKinds]atomic.Uint64
 }
 
 func (c *counters) drop(cause int) { c.dropped[cause].Add(1) }

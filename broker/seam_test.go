@@ -871,7 +871,11 @@ func bubble(t *testing.T, fails int32, change ...func(*Config)) *pipes {
 	}
 	ln := &stubborn{Listener: p.ln}
 	ln.fails.Store(fails)
-	b.serving.Go(func() { b.accept(ln, "pipe") })
+	b.slots.max = cfg.MaxConnections
+	l := newListener(b, ListenerConfig{Name: "pipe"})
+	l.ln = ln
+	b.listeners = []*listener{l}
+	b.serving.Go(func() { b.accept(l) })
 	ctx, cancel := context.WithCancel(context.Background())
 	var journal sync.WaitGroup
 	journal.Go(func() { _ = b.journal.Run(ctx) }) // returns nil only
@@ -1281,13 +1285,18 @@ func TestHeldBackClientIsWoken(t *testing.T) {
 	}
 }
 
+// connOn makes a connection that no broker has accepted.
+func connOn(b *Broker, sock net.Conn) *conn {
+	return newConn(b, &slot{ln: newListener(b, ListenerConfig{}), raw: sock, since: time.Now()}, sock)
+}
+
 // A wake that comes too late to be of use does not end the connection.
 func TestLateWake(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		ours, theirs := net.Pipe()
 		defer ours.Close()
 		cfg := DefaultConfig()
-		c := newConn(&Broker{cfg: cfg, plane: &plane{}, log: slog.New(slog.DiscardHandler)}, theirs, "x")
+		c := connOn(&Broker{cfg: cfg, plane: &plane{}, log: slog.New(slog.DiscardHandler)}, theirs)
 		c.up, c.version, c.keepAlive, c.heard = true, 4, time.Minute, true
 		filled := make(chan error, 1)
 		go func() {
@@ -1323,7 +1332,7 @@ func TestSlowIsNotStalled(t *testing.T) {
 			ours, theirs := net.Pipe()
 			cfg := DefaultConfig()
 			cfg.WriteTimeout = units.Duration(10 * time.Second)
-			c := newConn(&Broker{cfg: cfg}, theirs, "x")
+			c := connOn(&Broker{cfg: cfg}, theirs)
 			done := make(chan struct{})
 			go func() {
 				defer close(done)

@@ -8,8 +8,9 @@ import (
 )
 
 const (
-	memoryEvery = 5 * time.Second // how often memory is looked at
-	memorySlack = 8 << 20         // bytes that are not worth a collection
+	memoryEvery  = 5 * time.Second // how often memory is looked at
+	memorySeldom = time.Minute     // how often it is collected while it is all needed
+	memorySlack  = 8 << 20         // bytes that are not worth a collection
 )
 
 // startMemory gives memory back to the system after a peak. Left alone, Go
@@ -21,23 +22,33 @@ func (a *App) startMemory() {
 	}, nil)
 }
 
-// giveBackMemory calls free whenever the program holds more than after the last
-// time and is quiet: no collection came by itself since the last look. One that
-// is busy collects, and is not to be made to fault its pages in again.
+// giveBackMemory calls free while the program holds more than it once did with,
+// and is quiet: no collection came by itself since the last look. One that is
+// busy collects, and is not to be made to fault its pages in again. What cannot
+// be freed now may be garbage later, so it tries again, less and less often.
 func giveBackMemory(ctx context.Context, held func() (bytes, collections uint64), free func()) error {
 	tick := time.NewTicker(memoryEvery)
 	defer tick.Stop()
 	least, seen := held()
+	wait, waited := memoryEvery, time.Duration(0)
 	for {
 		select {
 		case <-ctx.Done():
 			return nil
 		case <-tick.C:
 		}
+		waited += memoryEvery
 		bytes, collections := held()
-		if collections == seen && bytes > least+memorySlack {
+		switch {
+		case collections != seen:
+			wait = memoryEvery
+		case bytes > least+memorySlack && waited >= wait:
 			free()
-			least, collections = held()
+			bytes, collections = held()
+			wait, waited = min(2*wait, memorySeldom), 0
+			if bytes <= least+memorySlack {
+				wait = memoryEvery
+			}
 		}
 		least, seen = min(least, bytes), collections
 	}

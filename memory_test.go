@@ -3,6 +3,7 @@ package main
 import (
 	"context"
 	"runtime/debug"
+	"slices"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -12,37 +13,42 @@ func TestGiveBackMemory(t *testing.T) {
 	const mib = 1 << 20
 	for _, tt := range []struct {
 		name        string
-		bytes       []uint64 // at each look; the last one stays
+		bytes       []uint64 // at each look, from the start on; the last one stays
 		collections []uint64
-		live        uint64 // what free leaves
-		want        int    // calls of free in five looks
+		needed      []uint64 // what free leaves, at each look
+		want        []int    // the looks at which free is called, in three minutes
 	}{
-		{"nothing happens", []uint64{20 * mib}, []uint64{1}, 20 * mib, 0},
-		{"little is held", []uint64{20 * mib, 27 * mib}, []uint64{1}, 20 * mib, 0},
-		{"a peak, then quiet", []uint64{20 * mib, 200 * mib}, []uint64{1, 1}, 20 * mib, 1},
-		{"busy, then quiet", []uint64{20 * mib, 200 * mib, 200 * mib, 200 * mib}, []uint64{1, 2, 3, 3}, 30 * mib, 1},
-		{"always busy", []uint64{20 * mib, 200 * mib}, []uint64{1, 2, 3, 4, 5, 6, 7}, 20 * mib, 0},
-		{"what is held is needed", []uint64{20 * mib, 200 * mib}, []uint64{1}, 200 * mib, 1},
+		{"nothing happens", []uint64{20}, []uint64{1}, []uint64{20}, nil},
+		{"little is held", []uint64{20, 27}, []uint64{1}, []uint64{20}, nil},
+		{"a peak, then quiet", []uint64{20, 200}, []uint64{1}, []uint64{20}, []int{1}},
+		{"busy, then quiet", []uint64{20, 200}, []uint64{1, 2, 3, 3}, []uint64{24}, []int{3}},
+		{"always busy", []uint64{20, 200}, nil, []uint64{20}, nil},
+		{"needed for long", []uint64{20, 200}, []uint64{1}, []uint64{200}, []int{1, 3, 7, 15, 27}},
+		{"needed for a while", []uint64{20, 200}, []uint64{1}, []uint64{200, 200, 200, 20}, []int{1, 3}},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
-				looks, freed := 0, 0
-				at := func(l []uint64) uint64 { return l[min(looks, len(l)-1)] }
+				at := func(l []uint64, i int) uint64 { return l[min(i, len(l)-1)] }
+				began := time.Now()
+				look := func() int { return int(time.Since(began) / memoryEvery) }
+				var freed []int
 				held := func() (uint64, uint64) {
-					bytes, collections := at(tt.bytes), at(tt.collections)
-					looks++
-					if freed > 0 {
-						bytes = tt.live
+					bytes, collections := at(tt.bytes, look()), uint64(look())
+					if tt.collections != nil {
+						collections = at(tt.collections, look())
 					}
-					return bytes, collections
+					if len(freed) > 0 {
+						bytes = at(tt.needed, freed[len(freed)-1])
+					}
+					return bytes * mib, collections
 				}
-				ctx, cancel := context.WithTimeout(t.Context(), 5*memoryEvery+time.Second)
+				ctx, cancel := context.WithTimeout(t.Context(), 3*time.Minute-time.Second)
 				defer cancel()
-				if err := giveBackMemory(ctx, held, func() { freed++ }); err != nil {
+				if err := giveBackMemory(ctx, held, func() { freed = append(freed, look()) }); err != nil {
 					t.Error(err)
 				}
-				if freed != tt.want {
-					t.Errorf("freed %d times, want %d", freed, tt.want)
+				if !slices.Equal(freed, tt.want) {
+					t.Errorf("freed at %d, want %d", freed, tt.want)
 				}
 			})
 		})

@@ -328,13 +328,14 @@ var attacks = []attack{
 			})
 		},
 		after: func(a *arena) {
-			c, err := a.b.connect(0, hello{id: "later", clean: true})
-			if err != nil {
-				a.t.Errorf("no new connection after the attack: %v", err)
-				return
-			}
-			storageGoesOn(a, c)
-			c.Close()
+			eventually(a.t, "a new connection after the attack", func() bool {
+				c, err := a.b.connect(0, hello{id: "later", clean: true})
+				if err == nil {
+					storageGoesOn(a, c)
+					c.Close()
+				}
+				return err == nil
+			})
 		},
 	},
 	{

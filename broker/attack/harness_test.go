@@ -34,10 +34,12 @@ const (
 	// patience bounds every wait for something that should come soon.
 	patience = 20 * time.Second
 
-	// attempts is how often an attack is measured at most. The machine is
-	// shared, so one measurement may be spoilt by a neighbour; a broker that is
-	// really slow under the attack fails all of them.
+	// attempts is how often an attack is measured at most, and spoilt how often
+	// besides. The machine is shared, so a measurement may be spoilt by a
+	// neighbour; a broker that is really slow under the attack fails all of them.
+	// Spoilt is one during which a broker that is not attacked was slow too.
 	attempts = 3
+	spoilt   = 3
 
 	// most is what a good client may wait: 99 of 100 publications arrive, and 99
 	// of 100 CONNECTs are accepted, within it.
@@ -46,6 +48,9 @@ const (
 	// returned is how much more than before the attack the broker may have
 	// resident once it is over.
 	returned = 16 << 20
+
+	// returnWithin bounds the wait for that.
+	returnWithin = time.Minute
 
 	mib = 1 << 20
 )
@@ -118,7 +123,8 @@ type result struct {
 	name             string
 	attempt          int
 	before, during   figures
-	base, peak, then int // resident bytes
+	control          figures // of a broker that is not attacked, meanwhile
+	base, peak, then int     // resident bytes
 	bound            int
 	done             int64
 	returnedIn       time.Duration
@@ -128,13 +134,18 @@ type result struct {
 // TestAttack runs every attack of the table, each against a broker of its own.
 func TestAttack(t *testing.T) {
 	var results []result
+	control := serve(t, "", 0)
 	for _, a := range slices.Concat(attacks, listenerAttacks) {
 		t.Run(a.name, func(t *testing.T) {
+			bad := 0
 			for attempt := 1; ; attempt++ {
-				r := measure(t, a)
+				r := measure(t, a, control)
 				r.attempt = attempt
 				late := r.during.trips.p99() >= most || a.connects && r.during.connects.p99() >= most
-				if late && attempt < attempts && !t.Failed() {
+				if late && r.control.trips.p99() >= most/2 {
+					bad = min(bad+1, spoilt)
+				}
+				if late && attempt < attempts+bad && !t.Failed() {
 					t.Logf("%s; measured again, for the machine is shared", r)
 					continue
 				}
@@ -142,20 +153,20 @@ func TestAttack(t *testing.T) {
 				t.Log(r)
 				if late {
 					t.Errorf("99 of 100 publications within %v, CONNECTs within %v, in the last of %d measurements; want less than %v",
-						r.during.trips.p99(), r.during.connects.p99(), attempts, most)
+						r.during.trips.p99(), r.during.connects.p99(), attempt, most)
 				}
 				if r.peak > r.base+a.bound {
 					t.Errorf("grew by %d MiB during the attack, want at most %d MiB: %s", (r.peak-r.base)/mib, a.bound/mib, a.why)
 				}
 				if r.then > r.base+returned+a.stays {
-					t.Errorf("still %d MiB more than before %v after the attack, want at most %d MiB", (r.then-r.base)/mib, patience, (returned+a.stays)/mib)
+					t.Errorf("still %d MiB more than before %v after the attack, want at most %d MiB", (r.then-r.base)/mib, returnWithin, (returned+a.stays)/mib)
 				}
 				return
 			}
 		})
 	}
 	var b strings.Builder
-	b.WriteString("| attack | done | p99 before | p99 during | worst | CONNECT p99 | RSS before | peak | allowed | after | logged |\n|---|---|---|---|---|---|---|---|---|---|---|\n")
+	b.WriteString("| attack | done | p99 before | p99 during | worst | p99 elsewhere | CONNECT p99 | RSS before | peak | allowed | after | logged |\n|---|---|---|---|---|---|---|---|---|---|---|---|\n")
 	for _, r := range results {
 		b.WriteString(r.String() + "\n")
 	}
@@ -170,13 +181,13 @@ func (r result) String() string {
 	if r.attempt > 1 {
 		name += fmt.Sprintf(" (measurement %d)", r.attempt)
 	}
-	return fmt.Sprintf("| %s | %d | %s | %s | %s | %s | %s | %s | %s | %s, %.0f s | %.1f kB |", name, r.done,
-		ms(r.before.trips.p99()), ms(r.during.trips.p99()), ms(r.during.trips.worst()), ms(r.during.connects.p99()),
+	return fmt.Sprintf("| %s | %d | %s | %s | %s | %s | %s | %s | %s | %s | %s, %.0f s | %.1f kB |", name, r.done,
+		ms(r.before.trips.p99()), ms(r.during.trips.p99()), ms(r.during.trips.worst()), ms(r.control.trips.p99()), ms(r.during.connects.p99()),
 		m(r.base), m(r.peak), m(r.base+r.bound), m(r.then), r.returnedIn.Seconds(), float64(r.logged)/1000)
 }
 
 // measure runs an attack once.
-func measure(t *testing.T, a attack) result {
+func measure(t *testing.T, a attack, control *broker) result {
 	b := serve(t, a.config, a.files)
 	defer b.stop()
 	ar := &arena{t: t, b: b}
@@ -184,6 +195,8 @@ func measure(t *testing.T, a attack) result {
 	if a.prepare != nil {
 		a.prepare(ar)
 	}
+	other := newGood(t, control)
+	defer other.close()
 	g := newGood(t, b)
 	g.through = cmp.Or(a.through, "tcp")
 	defer g.close()
@@ -206,7 +219,10 @@ func measure(t *testing.T, a attack) result {
 	defer cancel()
 	over := make(chan struct{})
 	go func() { defer close(over); a.run(ctx, ar) }()
+	watched := make(chan figures, 1)
+	go func() { watched <- other.watch(last, false) }()
 	r.during = g.watch(last, true)
+	r.control = <-watched
 	cancel()
 	<-over
 	r.done = ar.done.Load()
@@ -227,7 +243,7 @@ func measure(t *testing.T, a attack) result {
 	}
 	ended := time.Now()
 	for {
-		if r.then = b.memory("VmRSS"); r.then <= r.base+returned+a.stays || time.Since(ended) > patience {
+		if r.then = b.memory("VmRSS"); r.then <= r.base+returned+a.stays || time.Since(ended) > returnWithin {
 			break
 		}
 		time.Sleep(100 * time.Millisecond)
@@ -320,11 +336,10 @@ func (g *good) close() { g.pub.Close(); g.sub.Close() }
 // watch publishes 50 messages and, if connects, dials 10 times a second for as
 // long as told, and waits until all has arrived. Messages leave on time also
 // when earlier ones are late.
-func (g *good) watch(d time.Duration, connects bool) figures {
-	g.t.Helper()
-	var f figures
+func (g *good) watch(d time.Duration, connects bool) (f figures) {
 	start := time.Now()
 	fresh := make(chan struct{})
+	defer func() { <-fresh }()
 	go func() {
 		defer close(fresh)
 		for i := 0; connects && time.Since(start) < d; i++ {
@@ -347,7 +362,8 @@ func (g *good) watch(d time.Duration, connects bool) figures {
 		id := uint16(1 + n%60000)
 		payload := binary.BigEndian.AppendUint64(nil, uint64(time.Now().UnixNano()))
 		if _, err := g.pub.Write(packet(publish<<4|2, str("good/round"), u16(id), payload)); err != nil {
-			g.t.Fatalf("good publisher was cut off: %v\n%s", err, g.b.said())
+			g.t.Errorf("good publisher was cut off: %v\n%s", err, g.b.said())
+			return f
 		}
 	}
 	late := time.NewTimer(patience)
@@ -357,12 +373,13 @@ func (g *good) watch(d time.Duration, connects bool) figures {
 		case took := <-g.arrived:
 			f.trips = append(f.trips, took)
 		case err := <-g.failed:
-			g.t.Fatalf("good client was cut off: %v\n%s", err, g.b.said())
+			g.t.Errorf("good client was cut off: %v\n%s", err, g.b.said())
+			return f
 		case <-late.C:
-			g.t.Fatalf("%d of %d messages of the good client arrived within %v", len(f.trips), n, patience)
+			g.t.Errorf("%d of %d messages of the good client arrived within %v", len(f.trips), n, patience)
+			return f
 		}
 	}
-	<-fresh
 	return f
 }
 
@@ -435,7 +452,8 @@ http = "127.0.0.1:0"
 		return line != ""
 	})
 	for _, m := range regexp.MustCompile(`mqtt\.(\S+?)=(\S+)`).FindAllStringSubmatch(line, -1) {
-		b.listeners[m[1]] = m[2]
+		address := m[2][strings.Index(m[2], "://")+1:] // mqtts://host:port, ws://host:port/mqtt
+		b.listeners[m[1]], _, _ = strings.Cut(strings.TrimPrefix(address, "//"), "/")
 	}
 	b.mqtt = b.listeners["tcp"]
 	if m := regexp.MustCompile(` http=(\S+)`).FindStringSubmatch(line); m != nil {

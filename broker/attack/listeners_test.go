@@ -259,7 +259,13 @@ func upgrade(c net.Conn) (*webSocket, error) {
 
 // Write sends p as one binary message, masked with zeros.
 func (w *webSocket) Write(p []byte) (int, error) {
-	frame := binary.BigEndian.AppendUint64([]byte{0x82, 0x80 | 127}, uint64(len(p)))
+	frame := []byte{0x82, 0x80 | byte(min(len(p), 126))}
+	switch {
+	case len(p) >= 1<<16:
+		frame = binary.BigEndian.AppendUint64([]byte{0x82, 0x80 | 127}, uint64(len(p)))
+	case len(p) >= 126:
+		frame = binary.BigEndian.AppendUint16(frame, uint16(len(p)))
+	}
 	frame = append(frame, 0, 0, 0, 0)
 	if _, err := w.Conn.Write(append(frame, p...)); err != nil {
 		return 0, err

@@ -133,7 +133,9 @@ func (a *App) startBroker() error {
 	for _, s := range sockets {
 		passed = append(passed, broker.Socket(s))
 	}
-	b, err := broker.New(a.cfg.Broker, a.db, a.log, passed...)
+	cfg := a.cfg.Broker
+	cfg.Version = a.opt.Version
+	b, err := broker.New(cfg, a.db, a.log, passed...)
 	if err != nil {
 		return addressHint(err, "broker.listener.address", "--mqtt")
 	}

@@ -41,6 +41,7 @@ type Broker struct {
 	plane   *plane
 	started time.Time
 	hashing chan struct{}
+	sys     sysTopics
 
 	listeners []*listener
 
@@ -96,6 +97,7 @@ func New(cfg Config, db *storage.DB, log *slog.Logger, passed ...Socket) (_ *Bro
 	}
 	opts := mochiOptions(&b.cfg)
 	opts.Logger = slog.New(slog.DiscardHandler)
+	opts.ClientNetReadBufferSize = 512 // it reads one packet
 	b.mochi = mqtt.New(opts)
 	if err := b.mochi.AddHook(&hook{b: b}, nil); err != nil {
 		return nil, fmt.Errorf("set up control plane: %w", err)
@@ -121,6 +123,7 @@ func (b *Broker) Run(ctx context.Context) error {
 	for _, l := range b.listeners {
 		b.serving.Go(func() { b.accept(l) })
 	}
+	b.announce(time.Now()) // before the first client asks
 	tick := time.NewTicker(time.Second)
 	defer tick.Stop()
 	for ctx.Err() == nil {
@@ -136,7 +139,7 @@ func (b *Broker) Run(ctx context.Context) error {
 	b.closeListeners()
 	b.closeArrivals()
 	for _, c := range b.connections() {
-		c.kick(reasonShuttingDown)
+		c.kick(reasonShuttingDown, reasonTexts[reasonShuttingDown])
 	}
 	flushCtx, cancel := context.WithTimeout(context.Background(), stopTimeout)
 	defer cancel()
@@ -175,6 +178,7 @@ func (b *Broker) sweep(now time.Time) {
 	var batch batch
 	b.plane.sweep(now, &batch)
 	batch.flush()
+	b.announce(now)
 	for _, c := range b.connections() {
 		c.trim()
 	}
@@ -196,18 +200,35 @@ func (b *Broker) connections() []*conn {
 	return all
 }
 
-// serve runs one connection to its end. It is the one place where a session
-// goes down: mochi's own event does not come after a panic or a failed
-// CONNACK, and may come after the successor is up.
+// serve runs one connection up to its CONNACK, and then in a new goroutine to
+// its end: the stack that the handshake took is not kept for an idle client.
 func (b *Broker) serve(c *conn) {
-	b.establish(c)
-	_ = c.Close()
-	c.settle()
-	if c.sess != nil {
-		if cl, ok := b.mochi.Clients.Get(c.sess.clientID); ok && cl.Net.Conn == net.Conn(c) {
+	b.guard(c, func() {
+		_ = b.mochi.EstablishConnection(c.ln.name, (*handshake)(c)) // why a connection ended is logged where it is decided
+	})
+	if c.sess != nil { // mochi's registry is for the handshake; what it has of this connection goes with it
+		if cl, ok := b.mochi.Clients.Get(c.sess.clientID); ok && cl.Net.Conn == net.Conn((*handshake)(c)) {
 			b.mochi.Clients.Delete(c.sess.clientID)
 		}
 	}
+	if !c.up {
+		_ = c.Close()
+		b.part(c)
+		return
+	}
+	b.serving.Go(func() {
+		b.guard(c, c.run)
+		_ = c.Close()
+		b.part(c)
+	})
+}
+
+// part takes leave of a connection. It is the one place where a session goes
+// down: mochi's own event does not come after a panic or a failed CONNACK, and
+// may come after the successor is up.
+func (b *Broker) part(c *conn) {
+	c.settle()
+	c.release()
 	b.mu.Lock()
 	delete(b.conns, c)
 	b.release(c.slot)
@@ -225,15 +246,14 @@ func (b *Broker) serve(c *conn) {
 	b.log.Debug("client left", "client", c.sess.clientID)
 }
 
-// establish hands the connection to mochi, and returns when that is done with
-// it, be it by a panic.
-func (b *Broker) establish(c *conn) {
+// guard calls f, and returns also when that ends by a panic.
+func (b *Broker) guard(c *conn, f func()) {
 	defer func() {
 		if r := recover(); r != nil {
 			b.log.Error("connection ended by a defect", "client", c.who.clientID, "address", c.sock.RemoteAddr().String(), "err", fmt.Sprint(r), "stack", string(debug.Stack()))
 		}
 	}()
-	_ = b.mochi.EstablishConnection(c.ln.name, c) // why a connection ended is logged where it is decided
+	f()
 }
 
 // Listeners returns the bound listeners in the order of the configuration.
@@ -309,6 +329,10 @@ func (b *Broker) Stats() Stats {
 	p := b.plane
 	s := Stats{
 		Started: b.started, Connections: p.connections.Load(), ConnectionsTotal: p.connectionsTotal.Load(),
+		Sockets: p.sockets.Load(), Connects: p.connects.Load(), SessionsExpired: p.sessionsExpired.Load(),
+		PayloadIn: p.payloadIn.Load(), PayloadOut: p.payloadOut.Load(),
+		PacketsIn: p.packetsIn.Load(), PacketsOut: p.packetsOut.Load(),
+		NetworkIn: p.networkIn.Load(), NetworkOut: p.networkOut.Load(),
 		QueueMessages: p.queueMessages.Load(), QueueBytes: p.queueBytes.Load(),
 		Dropped: make(map[string]uint64, dropKinds), Limited: make(map[string]uint64, limitKinds), Journal: b.journal.Stats(),
 	}
@@ -326,7 +350,11 @@ func (b *Broker) Stats() Stats {
 	s.Sessions = int64(len(p.sessions))
 	p.sessMu.Unlock()
 	p.mu.RLock()
-	s.Subscriptions, s.Retained = int64(p.subs.len()), int64(p.retained.len())
+	for _, g := range p.groups {
+		s.SharedSubscriptions += int64(len(g.members))
+	}
+	s.Subscriptions = int64(p.subs.len()-len(p.groups)) + s.SharedSubscriptions
+	s.Retained, s.RetainedBytes = int64(p.retained.len()-p.retained.own), p.retained.bytes
 	p.mu.RUnlock()
 	return s
 }

@@ -351,6 +351,7 @@ func (b *Broker) accept(l *listener) {
 			continue
 		}
 		pause = 0
+		b.plane.sockets.Add(1)
 		s := b.admit(l, raw)
 		if s == nil {
 			_ = raw.Close() // nothing was promised to it

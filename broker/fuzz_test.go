@@ -43,17 +43,24 @@ var propertyTable = map[byte]struct {
 	low, high uint64 // of a number
 	many      bool
 }{
-	1:  {kindByte, " PUBLISH", 0, 1, false},
-	2:  {kindFour, " PUBLISH", 0, 1<<32 - 1, false},
-	3:  {kindText, " PUBLISH", 0, 0, false},
-	8:  {kindTopic, " PUBLISH", 0, 0, false},
-	9:  {kindBinary, " PUBLISH", 0, 0, false},
+	1:  {kindByte, " PUBLISH will", 0, 1, false},
+	2:  {kindFour, " PUBLISH will", 0, 1<<32 - 1, false},
+	3:  {kindText, " PUBLISH will", 0, 0, false},
+	8:  {kindTopic, " PUBLISH will", 0, 0, false},
+	9:  {kindBinary, " PUBLISH will", 0, 0, false},
 	11: {kindVarint, " SUBSCRIBE", 1, 1<<28 - 1, false},
-	17: {kindFour, " DISCONNECT", 0, 1<<32 - 1, false},
+	17: {kindFour, " CONNECT DISCONNECT", 0, 1<<32 - 1, false},
+	// 21 and 22 ask for enhanced authentication, which is refused.
+	23: {kindByte, " CONNECT", 0, 1, false},
+	24: {kindFour, " will", 0, 1<<32 - 1, false},
+	25: {kindByte, " CONNECT", 0, 1, false},
 	28: {kindText, " DISCONNECT", 0, 0, false},
 	31: {kindText, " PUBACK DISCONNECT", 0, 0, false},
+	33: {kindTwo, " CONNECT", 1, 1<<16 - 1, false},
+	34: {kindTwo, " CONNECT", 0, 1<<16 - 1, false},
 	35: {kindTwo, " PUBLISH", 1, 1<<16 - 1, false},
-	38: {kindPair, " PUBLISH PUBACK SUBSCRIBE UNSUBSCRIBE DISCONNECT", 0, 0, true},
+	38: {kindPair, " CONNECT will PUBLISH PUBACK SUBSCRIBE UNSUBSCRIBE DISCONNECT", 0, 0, true},
+	39: {kindFour, " CONNECT", 1, 1<<32 - 1, false},
 }
 
 // naiveProperties reports whether p may be the properties of a packet.
@@ -129,6 +136,8 @@ func FuzzProperties(f *testing.F) {
 		{propSubscriptionID, 0x80, 1}, {propSubscriptionID, 0}, {propSubscriptionID, 1, propSubscriptionID, 1},
 		{propSessionExpiry, 0, 0, 1, 0}, {propTopicAlias, 0, 1}, {propTopicAlias, 0, 0}, {propTopicAlias, 0, 1, propTopicAlias, 0, 1},
 		append([]byte{propReasonString}, str("r")...), append([]byte{propServerReference}, str("s")...), {0x80, 1}, {propUser, 0, 1},
+		{propReceiveMaximum, 0, 1}, {propReceiveMaximum, 0, 0}, {propMaximumPacket, 0, 0, 0, 0}, {propTopicAliasMaximum, 0, 9},
+		{propRequestProblem, 1}, {propRequestResponse, 2}, {propWillDelay, 0, 0, 0, 1}, {propAuthMethod, 0, 1, 'm'},
 		bytes.Join([][]byte{{propReasonString}, str("r"), {propReasonString}, str("r")}, nil),
 	} {
 		f.Add(p)
@@ -140,6 +149,14 @@ func FuzzProperties(f *testing.F) {
 		all := append(appendVarint(nil, len(p)), p...)
 		var scratch []byte
 		for name, parse := range map[string]func() error{
+			"CONNECT": func() error {
+				_, err := parseConnect(bytes.Join([][]byte{str("MQTT"), {5, 2, 0, 0}, all, str("c")}, nil))
+				return err
+			},
+			"will": func() error {
+				_, err := parseConnect(bytes.Join([][]byte{str("MQTT"), {5, 6, 0, 0}, {0}, str("c"), all, str("w"), str("")}, nil))
+				return err
+			},
 			"PUBLISH": func() error {
 				_, err := parsePublish(typePublish<<4, bytes.Join([][]byte{str("a"), all, []byte("payload")}, nil), 5, &scratch)
 				return err

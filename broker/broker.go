@@ -41,6 +41,7 @@ type Broker struct {
 	plane   *plane
 	started time.Time
 	hashing chan struct{}
+	logins  logins
 	sys     sysTopics
 
 	listeners []*listener

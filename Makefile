@@ -91,7 +91,7 @@ test-arm: ## the tests of broker and storage on emulated ARM: 64 bits, ARMv7, AR
 	done
 
 # What strangers reach first: frames, properties, topics, whole connections.
-FUZZ_MAIN = FuzzFrame FuzzProperties FuzzSubIndex FuzzConnection
+FUZZ_MAIN = FuzzFrame FuzzProperties FuzzSubIndex FuzzWebSocket FuzzConnection
 
 FUZZTIME ?= 10s
 FUZZTIME_MAIN ?= $(FUZZTIME)

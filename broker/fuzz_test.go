@@ -194,6 +194,7 @@ func FuzzCovers(f *testing.F) {
 	}
 	f.Add("a/+", "a/#")
 	f.Add("#", "+/#")
+	f.Add("+/#", "#")
 	f.Fuzz(func(t *testing.T, rule, name string) {
 		if !validFilter(rule, 0, 0) || !validFilter(name, 0, 0) {
 			return
@@ -206,6 +207,25 @@ func FuzzCovers(f *testing.F) {
 			return
 		}
 		if !got {
+			// A level that is in no rule stands for all: a rule that matches the
+			// topics with it covers the filter, or a denial could be evaded.
+			fresh, all := rule+"\u2603", true
+			fresh = strings.NewReplacer("/", "", "+", "", "#", "").Replace(fresh)
+			for _, tail := range [][]string{nil, {fresh}, {fresh, fresh}} {
+				levels := strings.Split(name, "/")
+				if last := len(levels) - 1; levels[last] == "#" {
+					levels = append(levels[:last], tail...)
+				}
+				for i, l := range levels {
+					if l == "+" {
+						levels[i] = fresh
+					}
+				}
+				all = all && (len(levels) == 0 || naiveMatch(rule, strings.Join(levels, "/")))
+			}
+			if all {
+				t.Errorf("covers(%q, filter %q) = false, but every topic is matched", rule, name)
+			}
 			return
 		}
 		// Some topics that name matches.

@@ -20,7 +20,8 @@ var attacks = []attack{
 	{
 		name:  "10,000 connections that say nothing",
 		last:  10 * time.Second,
-		bound: 10_000 * 10 << 10, why: "10 kB for each connection: two goroutines' stacks and the read buffer",
+		bound: 10_000 * 20 << 10, why: "20 kB for each connection: two goroutines' stacks, and their buffers",
+		stays:    8 * mib, // what Go keeps of 20,000 goroutines and 10,000 descriptors that ended
 		connects: true,
 		run: func(ctx context.Context, a *arena) {
 			many(10, func(n int) {
@@ -105,12 +106,12 @@ var attacks = []attack{
 	{
 		name:   "topics of 65,534 slashes, where they are allowed",
 		config: "max_topic_bytes = 65535\nmax_topic_levels = 65535",
-		bound:  128 * mib, stays: 128 * mib, why: "the bound of the retained store",
+		bound:  160 * mib, stays: 160 * mib, why: "100 B for each of 65,501 levels of 20 topics",
 		run: func(ctx context.Context, a *arena) {
 			slashes := strings.Repeat("/", 65534)
 			c := a.attacker(0, hello{id: "slashes", clean: true})
 			c.drain()
-			pace(ctx, 20, func(i int) {
+			pace(ctx, 5, func(i int) {
 				if _, err := c.Write(c.publishPacket(fmt.Sprint(i, slashes[:65500]), 0, 1, 0, []byte("x"))); err == nil {
 					a.done.Add(1)
 				}
@@ -484,7 +485,7 @@ var attacks = []attack{
 		run: func(ctx context.Context, a *arena) {
 			will := append(properties([]byte{24, 0, 1, 0, 0}), append(str("will/late"), str(strings.Repeat("w", 60_000))...)...)
 			many(20, func(n int) {
-				pace(ctx, 50, func(i int) {
+				pace(ctx, 10, func(i int) {
 					c, err := a.b.connect(1+n, hello{id: fmt.Sprint("late-", n, "-", i), version: 5, clean: true, props: []byte{17, 0, 1, 0, 0}, will: will})
 					if err != nil {
 						return

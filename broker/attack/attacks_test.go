@@ -153,7 +153,7 @@ var attacks = []attack{
 		bound: 128 * mib, why: "what waits for a client holds messages that the retained store has anyway",
 		prepare: func(a *arena) {
 			c := a.attacker(0, hello{id: "keeper", clean: true})
-			for i := range 50_000 {
+			for i := range 20_000 {
 				_, _ = c.Write(c.publishPacket(fmt.Sprintf("r/%d/%d", i%100, i), 0, 1, 0, []byte("retained")))
 			}
 			_, _ = c.Write([]byte{pingreq << 4, 0})

@@ -20,6 +20,9 @@ import (
 )
 
 const (
+	penstockName  = "Penstock"
+	mosquittoName = "Mosquitto"
+
 	startTimeout = 10 * time.Second
 	stopTimeout  = 10 * time.Second
 )
@@ -32,10 +35,20 @@ type broker struct {
 	env     []string
 	// configure returns the arguments for a data directory, and the address,
 	// which is empty when the broker chooses one and prints it.
-	configure func(dir string, persistent bool) (args []string, addr string, err error)
+	configure func(dir string, s setup) (args []string, addr string, err error)
 	// seed, if not nil, puts into a new data directory what a broker in use
 	// would have there.
 	seed func(ctx context.Context, dir string) error
+	// watch, if not nil, is called with the process before a round's load, and
+	// what it returns after it.
+	watch func(pid int) (stop func() error, err error)
+}
+
+// A setup is how a broker is configured for a scenario.
+type setup struct {
+	persistent bool   // sessions on disk, for those that must be told
+	tls        bool   // a TLS listener beside the plain one, at tlsAddr
+	tlsAddr    string // set by start
 }
 
 // newPenstock returns Penstock with some access rules in force, so that their
@@ -49,14 +62,32 @@ func newPenstock(ctx context.Context, path string) (*broker, error) {
 		return nil, fmt.Errorf("%w: run make build first", err)
 	}
 	return &broker{
-		name: "Penstock", path: abs, version: versionOf(ctx, abs, "version"),
+		name: penstockName, path: abs, version: versionOf(ctx, abs, "version"),
 		env:  []string{"PENSTOCK_ADMIN_PASSWORD=benchmark-only"},
 		seed: putRules,
-		configure: func(dir string, _ bool) ([]string, string, error) {
+		configure: func(dir string, s setup) ([]string, string, error) {
 			addr, err := freeAddress()
-			return []string{"serve", "--dev", "--data", dir, "--mqtt", addr, "--http", "127.0.0.1:0"}, addr, err
+			if err != nil {
+				return nil, "", err
+			}
+			file := filepath.Join(dir, "penstock.toml")
+			args := []string{"serve", "--dev", "--config", file, "--data", dir, "--mqtt", addr, "--http", "127.0.0.1:0"}
+			return args, addr, os.WriteFile(file, []byte(penstockConfig(addr, dir, s)), 0o600)
 		},
 	}, nil
+}
+
+// penstockConfig opens the one bound that 10,000 idle clients, and a few that
+// publish, would meet; all else is as shipped.
+func penstockConfig(addr, dir string, s setup) string {
+	var b strings.Builder
+	b.WriteString("[broker]\nmax_connections = 20000\n")
+	if s.tls {
+		fmt.Fprintf(&b, "[[broker.listener]]\nname = \"tcp\"\naddress = %q\n", addr)
+		fmt.Fprintf(&b, "[[broker.listener]]\nname = \"tls\"\naddress = %q\ntls_cert = %q\ntls_key = %q\n",
+			s.tlsAddr, filepath.Join(dir, certFile), filepath.Join(dir, keyFile))
+	}
+	return b.String()
 }
 
 // accessRules is a plausible list for a gateway, that the generator's topics
@@ -96,29 +127,36 @@ func newMosquitto(ctx context.Context, path string) (*broker, error) {
 	}
 	version, _, _ := strings.Cut(versionOf(ctx, found, "-h"), "\n")
 	return &broker{
-		name: "Mosquitto", path: found, version: strings.TrimPrefix(version, "mosquitto version "),
-		configure: func(dir string, persistent bool) ([]string, string, error) {
+		name: mosquittoName, path: found, version: strings.TrimPrefix(version, "mosquitto version "),
+		configure: func(dir string, s setup) ([]string, string, error) {
 			addr, err := freeAddress()
 			if err != nil {
 				return nil, "", err
 			}
 			file := filepath.Join(dir, "mosquitto.conf")
-			return []string{"-c", file}, addr, os.WriteFile(file, []byte(mosquittoConfig(addr, dir, persistent)), 0o600)
+			return []string{"-c", file}, addr, os.WriteFile(file, []byte(mosquittoConfig(addr, dir, s)), 0o600)
 		},
 	}, nil
 }
 
-func mosquittoConfig(addr, dir string, persistent bool) string {
-	host, port, _ := net.SplitHostPort(addr)
+func mosquittoConfig(addr, dir string, s setup) string {
 	var b strings.Builder
-	fmt.Fprintf(&b, "listener %s %s\n", port, host)
+	listener := func(addr string) {
+		host, port, _ := net.SplitHostPort(addr)
+		fmt.Fprintf(&b, "listener %s %s\nmax_connections -1\n", port, host)
+	}
+	listener(addr)
+	if s.tls {
+		listener(s.tlsAddr)
+		fmt.Fprintf(&b, "certfile %s\nkeyfile %s\n", filepath.Join(dir, certFile), filepath.Join(dir, keyFile))
+	}
 	b.WriteString("allow_anonymous true\nmax_queued_messages 0\nmax_inflight_messages 1000\n")
 	b.WriteString("log_dest stderr\nlog_type error\nlog_type warning\n")
 	if os.Geteuid() == 0 {
 		b.WriteString("user root\n") // or it becomes a user who may not write here
 	}
-	fmt.Fprintf(&b, "persistence %t\n", persistent)
-	if persistent {
+	fmt.Fprintf(&b, "persistence %t\n", s.persistent)
+	if s.persistent {
 		fmt.Fprintf(&b, "persistence_location %s/\n", dir)
 	}
 	return b.String()
@@ -145,6 +183,7 @@ func versionOf(ctx context.Context, path string, arg string) string {
 type process struct {
 	cmd    *exec.Cmd
 	addr   string
+	setup  setup
 	ready  time.Duration // from exec to the first CONNACK
 	output *output
 	exited chan struct{}
@@ -152,13 +191,23 @@ type process struct {
 
 // start runs the broker in dir and returns when a client has got its CONNACK.
 // The process dies with ctx; stop ends it in order.
-func (b *broker) start(ctx context.Context, dir string, persistent bool) (*process, error) {
-	args, addr, err := b.configure(dir, persistent)
+func (b *broker) start(ctx context.Context, dir string, s setup) (*process, error) {
+	if s.tls {
+		var err error
+		if s.tlsAddr, err = freeAddress(); err != nil {
+			return nil, err
+		}
+		if err := writeCertificate(dir); err != nil {
+			return nil, err
+		}
+	}
+	args, addr, err := b.configure(dir, s)
 	if err != nil {
 		return nil, fmt.Errorf("%s: %w", b.name, err)
 	}
 	p := &process{
-		cmd: exec.CommandContext(ctx, b.path, args...), output: newOutput(), exited: make(chan struct{}),
+		setup: s,
+		cmd:   exec.CommandContext(ctx, b.path, args...), output: newOutput(), exited: make(chan struct{}),
 	}
 	p.cmd.Env = append(os.Environ(), b.env...)
 	p.cmd.Dir = dir
@@ -196,7 +245,7 @@ func (p *process) awaitConnack(ctx context.Context, addr string) error {
 	p.addr = addr
 	for {
 		err := func() error {
-			c, err := dial(ctx, addr)
+			c, err := dial(ctx, addr, v311, smallBytes)
 			if err != nil {
 				return err
 			}
@@ -218,6 +267,10 @@ func (p *process) awaitConnack(ctx context.Context, addr string) error {
 }
 
 func (p *process) pid() int { return p.cmd.Process.Pid }
+
+func (p *process) target() target {
+	return target{addr: p.addr, tlsAddr: p.setup.tlsAddr, pid: p.pid()}
+}
 
 // stop asks the process to end, and kills it if it does not.
 func (p *process) stop() {

@@ -47,7 +47,7 @@ func fakeBroker(t *testing.T, mode string) *broker {
 	}
 	return &broker{
 		name: "Fake", path: self, env: []string{beBroker + "=" + mode},
-		configure: func(string, bool) ([]string, string, error) { return nil, "", nil },
+		configure: func(string, setup) ([]string, string, error) { return nil, "", nil },
 	}
 }
 
@@ -61,7 +61,7 @@ func TestRunRound(t *testing.T) {
 	var pid int
 	s := scenario{name: "one", run: func(ctx context.Context, tg target, l load) ([]phase, error) {
 		pid = tg.pid
-		return pairs(1, false).run(ctx, tg, l)
+		return pairs(v311, 1, payloadBytes).run(ctx, tg, l)
 	}}
 	got, err := runRound(t.Context(), b, s, load{messages: 400}, 20*time.Second)
 	if err != nil {
@@ -79,7 +79,7 @@ func TestRunRound(t *testing.T) {
 }
 
 func TestStartFails(t *testing.T) {
-	_, err := fakeBroker(t, "die").start(t.Context(), t.TempDir(), false)
+	_, err := fakeBroker(t, "die").start(t.Context(), t.TempDir(), setup{})
 	if err == nil || !strings.Contains(err.Error(), "no disk today") {
 		t.Errorf("error %v, want the broker's output in it", err)
 	}
@@ -93,13 +93,33 @@ func TestMosquittoMissing(t *testing.T) {
 }
 
 func TestMosquittoConfig(t *testing.T) {
-	for persistent, want := range map[bool]string{
-		false: "persistence false\n",
-		true:  "persistence true\npersistence_location /data/\n",
-	} {
-		got := mosquittoConfig("127.0.0.1:4711", "/data", persistent)
-		if !strings.HasPrefix(got, "listener 4711 127.0.0.1\n") || !strings.HasSuffix(got, want) {
-			t.Errorf("persistent %t: got %q, want it to end with %q", persistent, got, want)
+	const listener = "listener 4711 127.0.0.1\nmax_connections -1\n"
+	tests := []struct {
+		setup      setup
+		begin, end string
+	}{
+		{setup{}, listener + "allow_anonymous", "persistence false\n"},
+		{setup{persistent: true}, listener + "allow_anonymous", "persistence true\npersistence_location /data/\n"},
+		{setup{tls: true, tlsAddr: "127.0.0.1:4712"},
+			listener + "listener 4712 127.0.0.1\nmax_connections -1\ncertfile /data/bench-cert.pem\nkeyfile /data/bench-key.pem\nallow", "persistence false\n"},
+	}
+	for _, tt := range tests {
+		got := mosquittoConfig("127.0.0.1:4711", "/data", tt.setup)
+		if !strings.HasPrefix(got, tt.begin) || !strings.HasSuffix(got, tt.end) {
+			t.Errorf("%+v: got %q, want it to begin with %q and to end with %q", tt.setup, got, tt.begin, tt.end)
+		}
+	}
+}
+
+func TestPenstockConfig(t *testing.T) {
+	const plain = "[broker]\nmax_connections = 20000\n"
+	if got := penstockConfig("127.0.0.1:4711", "/data", setup{}); got != plain {
+		t.Errorf("got %q, want %q", got, plain)
+	}
+	got := penstockConfig("127.0.0.1:4711", "/data", setup{tls: true, tlsAddr: "127.0.0.1:4712"})
+	for _, want := range []string{plain, "\naddress = \"127.0.0.1:4711\"\n", "\naddress = \"127.0.0.1:4712\"\n", "\"/data/bench-cert.pem\"", "\"/data/bench-key.pem\""} {
+		if !strings.Contains(got, want) {
+			t.Errorf("with TLS: %q lacks %q", got, want)
 		}
 	}
 }
@@ -160,11 +180,14 @@ func TestOutputIsBounded(t *testing.T) {
 func TestParseOptions(t *testing.T) {
 	var quiet strings.Builder
 	o, err := parse([]string{"-scenario", "fan", "-rounds", "2", "-messages", "7", "-mosquitto", "none"}, &quiet)
-	if err != nil || o.rounds != 2 || o.load.messages != 7 || !o.only.MatchString("qos1-fan-in") {
+	if err != nil || o.rounds != 2 || o.load.messages != 7 || !o.only.MatchString("qos1-fan-in") || o.load.settle != 10*time.Second {
 		t.Errorf("got %+v, error %v", o, err)
 	}
 	if want := "go run ./bench -scenario fan -rounds 2 -messages 7 -mosquitto none"; o.command != want {
 		t.Errorf("command %q, want %q", o.command, want)
+	}
+	if o, err := parse([]string{"-quick", "-tls", "-profile", "there"}, &quiet); err != nil || o.rounds != 1 || o.load.time != time.Second || !o.tls || o.profiles != "there" {
+		t.Errorf("-quick: got %+v, error %v", o, err)
 	}
 	for _, args := range [][]string{
 		{"-rounds", "0"}, {"-time", "1h"}, {"-scenario", "("}, {"-scenario", "no-such"}, {"extra"},

@@ -35,6 +35,9 @@ func (l latency) due(pair int, n uint64) time.Duration {
 func (l latency) run(ctx context.Context, t target, ld load) ([]phase, error) {
 	each := ld.messages / uint64(l.pairs)
 	if ld.messages == 0 {
+		if l.rate < 1000 {
+			ld.time *= 2 // for messages enough to have a 99th percentile
+		}
 		each = uint64(ld.time.Seconds() * float64(l.rate) / float64(l.pairs))
 	}
 	warm := each / 10 // what comes first is not counted: pages and caches are cold
@@ -83,7 +86,7 @@ func (l latency) run(ctx context.Context, t target, ld load) ([]phase, error) {
 	}
 	var late []time.Duration
 	g.run("pace", 0, func() (err error) {
-		late, err = l.pace(g.ctx, publishers, each, start)
+		late, err = l.pace(g.ctx, publishers, each, warm, start)
 		return err
 	})
 	g.wg.Wait()
@@ -115,13 +118,13 @@ func quantile(d []time.Duration, q float64) time.Duration {
 // pace sends each message when it is due, from a thread of its own that sleeps
 // in the kernel: Go's timers would add up to a millisecond. It returns how much
 // later than due each message was handed to the kernel.
-func (l latency) pace(ctx context.Context, publishers []*publisher, each uint64, start time.Time) ([]time.Duration, error) {
+func (l latency) pace(ctx context.Context, publishers []*publisher, each, warm uint64, start time.Time) ([]time.Duration, error) {
 	runtime.LockOSThread() // never unlocked: the thread, with its timer slack, ends with this goroutine
 	const setTimerSlack = 29
 	if _, _, errno := syscall.RawSyscall(syscall.SYS_PRCTL, setTimerSlack, 1, 0); errno != 0 {
 		return nil, fmt.Errorf("prctl: %w", errno)
 	}
-	late := make([]time.Duration, 0, each*uint64(l.pairs))
+	late := make([]time.Duration, 0, (each-warm)*uint64(l.pairs))
 	for n := range each {
 		for i, p := range publishers {
 			due := l.due(i, n)
@@ -145,7 +148,9 @@ func (l latency) pace(ctx context.Context, publishers []*publisher, each uint64,
 				id = uint16(1 + n%maxIDs)
 			}
 			p.c.out = p.templates[0].append(p.c.out, id, n)
-			late = append(late, time.Since(start)-due)
+			if n >= warm {
+				late = append(late, time.Since(start)-due)
+			}
 		}
 	}
 	return late, flushAll(publishers)

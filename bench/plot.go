@@ -51,7 +51,7 @@ var dashes = []string{"", "7 4", "2 4"}
 const (
 	chartWidth  = 760
 	chartHeight = 440
-	plotLeft    = 84
+	plotLeft    = 100
 	plotRight   = chartWidth - 24
 	plotTop     = 92
 	plotBottom  = chartHeight - 64
@@ -107,8 +107,8 @@ func (a axis) ticks() (all []float64, labelled func(float64) bool) {
 	}
 	many := len(all) > 10
 	return all, func(v float64) bool {
-		_, rest := math.Modf(math.Log10(v) + 1e-9)
-		return !many || math.Abs(rest) < 1e-6
+		power := math.Log10(v)
+		return !many || math.Abs(power-math.Round(power)) < 1e-9
 	}
 }
 
@@ -163,7 +163,7 @@ func (c chart) svg() string {
 	}
 	p(`<path d="M%d %dV%dH%d" fill="none" stroke="#444" stroke-width="1"/>`, plotLeft, plotTop, plotBottom, plotRight)
 	text((plotLeft+plotRight)/2, chartHeight-18, `text-anchor="middle"`, c.x)
-	text(0, 0, fmt.Sprintf(`text-anchor="middle" transform="translate(20 %d) rotate(-90)"`, (plotTop+plotBottom)/2), c.y)
+	text(0, 0, fmt.Sprintf(`text-anchor="middle" transform="translate(18 %d) rotate(-90)"`, (plotTop+plotBottom)/2), c.y)
 
 	for i, s := range c.series {
 		colour, dash := colours[s.broker%len(colours)], dashes[s.dash%len(dashes)]
@@ -180,7 +180,7 @@ func (c chart) svg() string {
 			mark(p, x.at(pt.x), y.at(pt.y), s.broker, colour)
 		}
 		// The legend: a column for each line of the brokers, a row for each broker.
-		lx, ly := float64(plotLeft+s.dash*215), float64(52+s.broker*20)
+		lx, ly := float64(plotLeft+s.dash*210), float64(52+s.broker*20)
 		p(`<path d="M%.1f %.1fh34" %s/>`, lx, ly-4, stroke)
 		mark(p, lx+17, ly-4, c.series[i].broker, colour)
 		text(lx+42, ly, "", s.label)

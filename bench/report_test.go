@@ -306,11 +306,15 @@ func TestAxis(t *testing.T) {
 			t.Errorf("%v: the lowest is at %v", tt.values, got)
 		}
 	}
-	all, labelled := newAxis([]float64{1, 1e6}, 0, 1).ticks()
+	all, labelled := newAxis([]float64{0.01, 1e6}, 0, 1).ticks()
+	var got []string
 	for _, v := range all {
-		if power := math.Mod(math.Log10(v)+1e-9, 1) < 1e-6; labelled(v) != power {
-			t.Errorf("%v is labelled: %t", v, labelled(v))
+		if labelled(v) {
+			got = append(got, axisNumber(v))
 		}
+	}
+	if want := "0.01 0.1 1 10 100 1,000 10,000 100,000 1,000,000"; strings.Join(got, " ") != want || len(all) != 25 {
+		t.Errorf("%d marks, with labels %q, want %q", len(all), got, want)
 	}
 }
 

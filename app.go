@@ -124,7 +124,17 @@ func (a *App) startStorage(ctx context.Context) error {
 }
 
 func (a *App) startBroker() error {
-	b, err := broker.New(a.cfg.Broker, a.db, a.log)
+	sockets, err := systemd.Sockets()
+	if err != nil {
+		a.log.Error("sockets that systemd passed are not all of use", "err", err)
+	}
+	var passed []broker.Socket
+	for _, s := range sockets {
+		passed = append(passed, broker.Socket(s))
+	}
+	cfg := a.cfg.Broker
+	cfg.Version = a.opt.Version
+	b, err := broker.New(cfg, a.db, a.log, passed...)
 	if err != nil {
 		return addressHint(err, "broker.listener.address", "--mqtt")
 	}
@@ -288,7 +298,7 @@ func (a *App) announce(admin adminState) {
 		}
 		var mqtt []any
 		for _, l := range a.broker.Listeners() {
-			mqtt = append(mqtt, slog.String(l.Name, l.Addr.String()))
+			mqtt = append(mqtt, slog.String(l.Name, address(l)))
 		}
 		http := "off"
 		if addr := a.api.Addr(); addr != nil {
@@ -302,7 +312,7 @@ func (a *App) announce(admin adminState) {
 	fmt.Fprintf(&b, "penstock %s ready in %d ms\n", a.opt.Version, took.Milliseconds())
 	line := func(format string, args ...any) { fmt.Fprintf(&b, "  "+format+"\n", args...) }
 	for _, l := range a.broker.Listeners() {
-		line("mqtt  %-5s %s", l.Name, l.Addr)
+		line("mqtt  %-5s %s", l.Name, address(l))
 	}
 	if addr := a.api.Addr(); addr != nil {
 		line("http        http://%s", addr)
@@ -320,12 +330,29 @@ func (a *App) announce(admin adminState) {
 	default:
 		line("admin       password set earlier, reset with: penstock passwd --data %s", a.cfg.Storage.Dir)
 	}
-	if listeners := a.broker.Listeners(); len(listeners) > 0 {
-		line("try         mosquitto_sub %s-t '#' -v", clientFlags(listeners[0].Addr))
+	listeners := a.broker.Listeners()
+	if i := slices.IndexFunc(listeners, func(l broker.ListenerInfo) bool { return l.Protocol == "mqtt" }); i >= 0 {
+		line("try         mosquitto_sub %s-t '#' -v", clientFlags(listeners[i].Addr))
 	}
 	if _, err := io.WriteString(a.opt.Stdout, b.String()); err != nil {
 		a.log.Warn("addresses not shown", "err", err)
 	}
+}
+
+// address returns what a person reaches a listener by: of plain MQTT over TCP
+// the address alone.
+func address(l broker.ListenerInfo) string {
+	addr := l.Addr.String()
+	if l.Addr.Network() == "unix" {
+		addr = "unix:" + addr
+	}
+	switch l.Protocol {
+	case "mqtts":
+		return "mqtts://" + addr
+	case "ws", "wss":
+		return l.Protocol + "://" + addr + "/mqtt"
+	}
+	return addr
 }
 
 // clientFlags returns the flags by which mosquitto's clients on this machine

@@ -160,6 +160,7 @@ func testConfig(t *testing.T) Config {
 	cfg.setDev()
 	cfg.Storage.Dir = t.TempDir()
 	cfg.Broker.Listeners[0].Address = "127.0.0.1:0"
+	cfg.Broker.Listeners[1].Address = "127.0.0.1:0"
 	cfg.API.HTTP = "127.0.0.1:0"
 	if err := cfg.Validate(); err != nil {
 		t.Fatal(err)
@@ -212,6 +213,7 @@ func TestAppStartsAnnouncesAndStops(t *testing.T) {
 	out, stop := startApp(t, cfg, Options{})
 	want := regexp.MustCompile(`(?m)^penstock v0-test ready in \d+ ms
   mqtt  tcp   127\.0\.0\.1:(\d+)
+  mqtt  web   ws://127\.0\.0\.1:\d+/mqtt
   http        http://(127\.0\.0\.1:\d+)
   data        ` + regexp.QuoteMeta(cfg.Storage.Dir) + `
   admin       user "admin", password "([a-z2-7]{4}-){3}[a-z2-7]{4}" \(shown this once\)

@@ -90,8 +90,19 @@ func (c Config) validateAddresses() error {
 		}
 		seen = append(seen, l)
 	}
+	paths := make(map[string]string) // of unix sockets, to their key
 	for i, l := range c.Broker.Listeners {
-		add(fmt.Sprintf("broker.listener[%d].address", i), l.Address)
+		key := fmt.Sprintf("broker.listener[%d].address", i)
+		switch network, address := l.Network(); network {
+		case broker.NetworkTCP:
+			add(key, address)
+		case broker.NetworkUnix:
+			path := filepath.Clean(address)
+			if other := paths[path]; other != "" {
+				errs = append(errs, fmt.Errorf("%s and %s: both are %q: give one of them another path", other, key, path))
+			}
+			paths[path] = key
+		}
 	}
 	add("api.http", c.API.HTTP) // "off" is no address
 	return errors.Join(errs...)
@@ -102,7 +113,10 @@ func (c Config) validateAddresses() error {
 func (c *Config) setDev() {
 	c.Storage.Dir = "data"
 	c.Broker.Anonymous = "loopback"
-	c.Broker.Listeners = []broker.ListenerConfig{{Name: "tcp", Address: "127.0.0.1:1883"}}
+	c.Broker.Listeners = []broker.ListenerConfig{
+		{Name: "tcp", Address: "127.0.0.1:1883"},
+		{Name: "web", Address: "127.0.0.1:9001", Protocol: "websocket"},
+	}
 	c.API.HTTP = "127.0.0.1:8080"
 	c.HW.Backend = "sim"
 }
@@ -144,6 +158,9 @@ func (f configFlags) effective(a addressFlags) (Config, error) {
 			cfg.Broker.Listeners = []broker.ListenerConfig{{Name: "tcp"}}
 		}
 		cfg.Broker.Listeners[0].Address = a.MQTT
+		if _, port, err := net.SplitHostPort(a.MQTT); a.Dev && err == nil && port == "0" {
+			cfg.Broker.Listeners[1].Address = "127.0.0.1:0" // a trial beside another one
+		}
 	}
 	if a.HTTP != "" {
 		cfg.API.HTTP = a.HTTP

@@ -48,20 +48,42 @@ var families = []family{
 		gauge(func(s snapshot) int64 { return s.Connections })},
 	{"penstock_connections_total", "counter", "MQTT connections accepted.",
 		counter(func(s snapshot) uint64 { return s.ConnectionsTotal })},
+	{"penstock_sockets_total", "counter", "Network connections accepted.",
+		counter(func(s snapshot) uint64 { return s.Sockets })},
+	{"penstock_connects_total", "counter", "CONNECT packets received; those not in penstock_connections_total were refused.",
+		counter(func(s snapshot) uint64 { return s.Connects })},
 	{"penstock_sessions", "gauge", "Sessions, connected or not.",
 		gauge(func(s snapshot) int64 { return s.Sessions })},
+	{"penstock_sessions_expired_total", "counter", "Sessions that waited for their client in vain.",
+		counter(func(s snapshot) uint64 { return s.SessionsExpired })},
 	{"penstock_subscriptions", "gauge", "Subscriptions of all sessions.",
 		gauge(func(s snapshot) int64 { return s.Subscriptions })},
+	{"penstock_shared_subscriptions", "gauge", "How many of them are shared ones.",
+		gauge(func(s snapshot) int64 { return s.SharedSubscriptions })},
 	{"penstock_retained_messages", "gauge", "Topics with a retained message.",
 		gauge(func(s snapshot) int64 { return s.Retained })},
 
+	{"penstock_retained_bytes", "gauge", "Topic, payload and properties of those messages.",
+		gauge(func(s snapshot) int64 { return s.RetainedBytes })},
+
+	{"penstock_network_bytes_total", "counter", "Bytes read from and written to clients' connections.",
+		inOut(func(s snapshot) (in, out uint64) { return s.NetworkIn, s.NetworkOut })},
+	{"penstock_packets_total", "counter", "MQTT packets of every kind.",
+		inOut(func(s snapshot) (in, out uint64) { return s.PacketsIn, s.PacketsOut })},
 	{"penstock_messages_total", "counter", "PUBLISH packets.",
 		byQoS(func(s snapshot) (in, out [3]uint64) { return s.MessagesIn, s.MessagesOut })},
 	{"penstock_message_bytes_total", "counter", "Whole size of PUBLISH packets.",
 		byQoS(func(s snapshot) (in, out [3]uint64) { return s.BytesIn, s.BytesOut })},
+	{"penstock_payload_bytes_total", "counter", "Payloads of PUBLISH packets.",
+		inOut(func(s snapshot) (in, out uint64) { return s.PayloadIn, s.PayloadOut })},
 	{"penstock_dropped_messages_total", "counter", "Deliveries not made, by cause.", func(w io.Writer, name string, s snapshot) {
 		for _, cause := range slices.Sorted(maps.Keys(s.Dropped)) {
 			metrics.WriteCounterUint64(w, fmt.Sprintf("%s{cause=%s}", name, quote(cause)), s.Dropped[cause])
+		}
+	}},
+	{"penstock_limited_total", "counter", "Connections and packets refused because of a limit, by limit.", func(w io.Writer, name string, s snapshot) {
+		for _, limit := range slices.Sorted(maps.Keys(s.Limited)) {
+			metrics.WriteCounterUint64(w, fmt.Sprintf("%s{limit=%s}", name, quote(limit)), s.Limited[limit])
 		}
 	}},
 	{"penstock_queue_messages", "gauge", "Messages waiting for subscribers or in flight to them.",
@@ -118,6 +140,14 @@ func gauge(value func(snapshot) int64) func(io.Writer, string, snapshot) {
 
 func counter(value func(snapshot) uint64) func(io.Writer, string, snapshot) {
 	return func(w io.Writer, name string, s snapshot) { metrics.WriteCounterUint64(w, name, value(s)) }
+}
+
+func inOut(values func(snapshot) (in, out uint64)) func(io.Writer, string, snapshot) {
+	return func(w io.Writer, name string, s snapshot) {
+		in, out := values(s)
+		metrics.WriteCounterUint64(w, name+`{direction="in"}`, in)
+		metrics.WriteCounterUint64(w, name+`{direction="out"}`, out)
+	}
 }
 
 func byQoS(values func(snapshot) (in, out [3]uint64)) func(io.Writer, string, snapshot) {

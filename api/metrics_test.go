@@ -21,9 +21,12 @@ func fixedSnapshot() snapshot {
 		Health:  broker.Health{Ready: true},
 		Stats: broker.Stats{
 			Connections: 101, ConnectionsTotal: 102, Sessions: 103, Subscriptions: 104, Retained: 105,
+			Sockets: 106, Connects: 107, SessionsExpired: 108, SharedSubscriptions: 109, RetainedBytes: 1010,
+			PacketsIn: 113, PacketsOut: 114, NetworkIn: 115, NetworkOut: 116, PayloadIn: 117, PayloadOut: 118,
 			MessagesIn: [3]uint64{110, 111, 112}, MessagesOut: [3]uint64{120, 121, 122},
 			BytesIn: [3]uint64{130, 131, 132}, BytesOut: [3]uint64{140, 141, 142},
 			Dropped:       map[string]uint64{"queue-full": 151, "expired": 150},
+			Limited:       map[string]uint64{"evicted": 155, "connections": 154},
 			QueueMessages: 160, QueueBytes: 161,
 			Journal: storage.JournalStats{
 				Commits: 170, Failures: 171, Records: 172, Elided: 173, BytesWritten: 1 << 40,

@@ -169,17 +169,16 @@ func TestSubscribeWithoutOptions(t *testing.T) {
 // connections is looked at after CONNECT only.
 func TestConnectionsAreBounded(t *testing.T) {
 	s := start(t, t.TempDir(), func(c *Config, _ *storage.Config) { c.MaxConnections = 2 })
-	silent := s.dial()
 	c, _ := s.connect(connectOptions{id: "c", clean: true})
+	other, _ := s.connect(connectOptions{id: "other", clean: true})
 	one := s.dial()
-	if _, _, err := one.tryRead(); err == nil {
-		t.Error("a connection above the bound got an answer")
+	one.send(connectPacket(connectOptions{id: "one", version: 4, clean: true}))
+	if first, body := one.read(); first != typeConnack<<4 || body[1] != 3 {
+		t.Errorf("a connection above the bound got %x % x, want a CONNACK with code 3", first, body)
 	}
-	if n := len(s.b.connections()); n != 2 {
-		t.Errorf("%d connections, want 2", n)
-	}
+	one.expectEnd()
 	c.ping()
-	silent.c.Close()
+	other.disconnect()
 	eventually(t, "there is room again", func() bool { return len(s.b.connections()) == 1 })
 	c2, _ := s.connect(connectOptions{id: "c2", clean: true})
 	c2.ping()
@@ -401,18 +400,13 @@ func TestMochiHoldsNothing(t *testing.T) {
 	pub, _ := s.connect(connectOptions{id: "pub", clean: true})
 	pub.publish("a", "1", 2, true)
 	c.take()
-	cl, ok := s.b.mochi.Clients.Get("c")
-	if !ok {
-		t.Fatal("not in the registry")
-	}
-	if cl.State.Inflight.Len() != 0 || cl.State.Subscriptions.Len() != 0 || cl.Properties.Will.Flag != 0 {
-		t.Errorf("mochi has %d in flight, %d subscriptions, a will %d of the client, want none", cl.State.Inflight.Len(), cl.State.Subscriptions.Len(), cl.Properties.Will.Flag)
+	if n := s.b.mochi.Clients.Len(); n != 0 { // it has a client for the handshake only
+		t.Errorf("mochi has %d clients of 2 that are connected, want none", n)
 	}
 	if n := s.b.mochi.Topics.Retained.Len(); n != 0 {
 		t.Errorf("mochi has %d retained messages, want none", n)
 	}
 	c.disconnect()
-	eventually(t, "no offline client is in the registry", func() bool { return s.b.mochi.Clients.Len() == 1 })
 	if n := atomic.LoadInt64(&s.b.mochi.Info.Started); time.Now().Unix()-n < 0 || atomic.LoadInt64(&s.b.mochi.Info.Time) != 0 {
 		t.Error("mochi's loop runs")
 	}
@@ -526,7 +520,7 @@ func TestRetainedStays(t *testing.T) {
 // 3.24 Many QoS 2 identifiers in flight disconnect a 3.1.1 client.
 func TestManyQoS2InFlight(t *testing.T) {
 	for _, version := range []byte{4, 5} {
-		s := start(t, t.TempDir())
+		s := start(t, t.TempDir(), func(c *Config, _ *storage.Config) { c.ReceiveMaximum = 5000 })
 		sub, _ := s.connect(connectOptions{id: "sub", clean: true})
 		sub.subscribe(2, "a")
 		pub, _ := s.connect(connectOptions{id: "pub", version: version, expiry: 60})
@@ -576,7 +570,7 @@ func TestPublishToSysIsAcknowledged(t *testing.T) {
 			if version == 5 {
 				want = append(want, reasonNotAuthorized)
 			}
-			if !bytes.Equal(body, want) {
+			if !bytes.HasPrefix(body, want) { // a reason string follows
 				t.Errorf("v%d, qos %d: got % x, want % x", version, qos, body, want)
 			}
 		}

@@ -64,33 +64,39 @@ func verifyPassword(hash string, password []byte) (bool, error) {
 }
 
 // authenticate decides on a CONNECT. It returns 0, or the reason code of the
-// refusal.
-func (b *Broker) authenticate(c *conn, who principal, hasUser bool, password []byte) byte {
+// refusal and why.
+func (b *Broker) authenticate(c *conn, hasUser bool, password []byte) (byte, string) {
+	who := c.who
 	if !hasUser {
-		if b.cfg.Anonymous == "all" || b.cfg.Anonymous == "loopback" && who.address.IsLoopback() {
-			return reasonSuccess
+		if c.ln.limits.anonymous == "all" || c.ln.limits.anonymous == "loopback" && who.address.IsLoopback() {
+			return reasonSuccess, ""
 		}
-		return reasonNotAuthorized
+		return reasonNotAuthorized, "a user name and a password are needed here"
 	}
+	const unchecked = "the login could not be checked"
 	ctx, cancel := context.WithTimeout(context.Background(), 5*time.Second)
 	defer cancel()
 	cred, err := b.db.Credential(ctx, who.username)
 	switch {
 	case errors.Is(err, storage.ErrNotFound):
-		return reasonBadCredentials
+		return reasonBadCredentials, badLogin
 	case err != nil:
 		b.log.Error("device login could not be checked", "err", err, "client", who.clientID)
-		return reasonUnavailable
+		return reasonUnavailable, unchecked
 	}
 	b.hashing <- struct{}{} // one at a time: a storm of logins must not take the machine
 	ok, err := verifyPassword(cred.Hash, password)
 	<-b.hashing
 	if err != nil {
 		b.log.Error("device login could not be checked", "err", err, "client", who.clientID, "username", who.username)
-		return reasonUnavailable
+		return reasonUnavailable, unchecked
 	}
 	if !ok {
-		return reasonBadCredentials
+		return reasonBadCredentials, badLogin
 	}
-	return reasonSuccess
+	return reasonSuccess, ""
 }
+
+// badLogin is the same for a wrong name and a wrong password, so that nobody
+// learns which names there are.
+const badLogin = "user name or password is wrong"

@@ -41,18 +41,30 @@ type Broker struct {
 	plane   *plane
 	started time.Time
 	hashing chan struct{}
+	sys     sysTopics
 
-	listeners []net.Listener
+	listeners []*listener
 
 	stopping atomic.Bool
 	mu       sync.Mutex
 	conns    map[*conn]struct{}
+	slots    slots
 	serving  sync.WaitGroup
 }
 
-// New restores what the store remembers and binds the listeners. Run must be
-// called to serve.
-func New(cfg Config, db *storage.DB, log *slog.Logger) (_ *Broker, err error) {
+// New restores what the store remembers and binds the listeners. Those whose
+// address names a socket get it from passed; every one of these is the broker's
+// from the call on, and closed if no listener wants it. Run must be called to
+// serve.
+func New(cfg Config, db *storage.DB, log *slog.Logger, passed ...Socket) (_ *Broker, err error) {
+	defer func() {
+		for _, s := range passed { // what is left of them
+			if err == nil {
+				log.Error("socket that systemd passed is closed: no listener has its name", "name", s.Name, "address", s.Listener.Addr().String())
+			}
+			_ = s.Listener.Close() // nobody wants it
+		}
+	}()
 	if err := cfg.Validate(); err != nil {
 		return nil, err
 	}
@@ -60,6 +72,10 @@ func New(cfg Config, db *storage.DB, log *slog.Logger) (_ *Broker, err error) {
 		cfg: cfg, db: db, log: log, started: time.Now(),
 		hashing: make(chan struct{}, 1),
 		conns:   make(map[*conn]struct{}),
+		slots:   slots{max: min(cfg.MaxConnections, fileLimit())},
+	}
+	if b.slots.max < cfg.MaxConnections {
+		log.Warn("fewer connections than broker.max_connections: the process may not open more files (LimitNOFILE, ulimit -n)", "connections", b.slots.max, "max_connections", cfg.MaxConnections)
 	}
 	if b.journal, err = db.NewJournal(log); err != nil {
 		return nil, err
@@ -81,14 +97,15 @@ func New(cfg Config, db *storage.DB, log *slog.Logger) (_ *Broker, err error) {
 	}
 	opts := mochiOptions(&b.cfg)
 	opts.Logger = slog.New(slog.DiscardHandler)
+	opts.ClientNetReadBufferSize = 512 // it reads one packet
 	b.mochi = mqtt.New(opts)
 	if err := b.mochi.AddHook(&hook{b: b}, nil); err != nil {
 		return nil, fmt.Errorf("set up control plane: %w", err)
 	}
 	for _, l := range cfg.Listeners {
-		ln, err := net.Listen("tcp", l.Address)
+		ln, err := openListener(b, l, &passed)
 		if err != nil {
-			return nil, fmt.Errorf("broker.listener %q, address %q: %w", l.Name, l.Address, err)
+			return nil, fmt.Errorf("broker.listener %q, %w", l.Name, err)
 		}
 		b.listeners = append(b.listeners, ln)
 	}
@@ -103,9 +120,10 @@ func (b *Broker) Run(ctx context.Context) error {
 	defer stopJournal()
 	var parts sync.WaitGroup
 	parts.Go(func() { _ = b.journal.Run(journalCtx) }) // returns nil only
-	for i, ln := range b.listeners {
-		b.serving.Go(func() { b.accept(ln, b.cfg.Listeners[i].Name) })
+	for _, l := range b.listeners {
+		b.serving.Go(func() { b.accept(l) })
 	}
+	b.announce(time.Now()) // before the first client asks
 	tick := time.NewTicker(time.Second)
 	defer tick.Stop()
 	for ctx.Err() == nil {
@@ -119,8 +137,9 @@ func (b *Broker) Run(ctx context.Context) error {
 	b.stopping.Store(true)
 	b.plane.stopping.Store(true)
 	b.closeListeners()
+	b.closeArrivals()
 	for _, c := range b.connections() {
-		c.kick(reasonShuttingDown)
+		c.kick(reasonShuttingDown, reasonTexts[reasonShuttingDown])
 	}
 	flushCtx, cancel := context.WithTimeout(context.Background(), stopTimeout)
 	defer cancel()
@@ -159,14 +178,15 @@ func (b *Broker) sweep(now time.Time) {
 	var batch batch
 	b.plane.sweep(now, &batch)
 	batch.flush()
+	b.announce(now)
 	for _, c := range b.connections() {
 		c.trim()
 	}
 }
 
 func (b *Broker) closeListeners() {
-	for _, ln := range b.listeners {
-		_ = ln.Close() // on the way out
+	for _, l := range b.listeners {
+		_ = l.ln.Close() // on the way out
 	}
 }
 
@@ -180,53 +200,38 @@ func (b *Broker) connections() []*conn {
 	return all
 }
 
-// accept takes connections until the listener is closed. An error that is not
-// that, as when file descriptors run out, passes: it waits and goes on.
-func (b *Broker) accept(ln net.Listener, name string) {
-	pause := time.Duration(0)
-	for {
-		sock, err := ln.Accept()
-		if err != nil {
-			if b.stopping.Load() || errors.Is(err, net.ErrClosed) {
-				return
-			}
-			if pause == 0 {
-				b.log.Error("connection could not be accepted", "listener", name, "err", err)
-			}
-			pause = min(max(2*pause, 5*time.Millisecond), time.Second)
-			time.Sleep(pause)
-			continue
-		}
-		pause = 0
-		c := newConn(b, sock, name)
-		b.mu.Lock()
-		full := len(b.conns) >= b.cfg.MaxConnections || b.stopping.Load()
-		if !full {
-			b.conns[c] = struct{}{}
-		}
-		b.mu.Unlock()
-		if full {
-			_ = sock.Close() // nothing was promised to it
-			continue
-		}
-		b.serving.Go(func() { b.serve(c) })
-	}
-}
-
-// serve runs one connection to its end. It is the one place where a session
-// goes down: mochi's own event does not come after a panic or a failed
-// CONNACK, and may come after the successor is up.
+// serve runs one connection up to its CONNACK, and then in a new goroutine to
+// its end: the stack that the handshake took is not kept for an idle client.
 func (b *Broker) serve(c *conn) {
-	b.establish(c)
-	_ = c.Close()
-	c.settle()
-	if c.sess != nil {
-		if cl, ok := b.mochi.Clients.Get(c.sess.clientID); ok && cl.Net.Conn == net.Conn(c) {
+	b.guard(c, func() {
+		_ = b.mochi.EstablishConnection(c.ln.name, (*handshake)(c)) // why a connection ended is logged where it is decided
+	})
+	if c.sess != nil { // mochi's registry is for the handshake; what it has of this connection goes with it
+		if cl, ok := b.mochi.Clients.Get(c.sess.clientID); ok && cl.Net.Conn == net.Conn((*handshake)(c)) {
 			b.mochi.Clients.Delete(c.sess.clientID)
 		}
 	}
+	if !c.up {
+		_ = c.Close()
+		b.part(c)
+		return
+	}
+	b.serving.Go(func() {
+		b.guard(c, c.run)
+		_ = c.Close()
+		b.part(c)
+	})
+}
+
+// part takes leave of a connection. It is the one place where a session goes
+// down: mochi's own event does not come after a panic or a failed CONNACK, and
+// may come after the successor is up.
+func (b *Broker) part(c *conn) {
+	c.settle()
+	c.release()
 	b.mu.Lock()
 	delete(b.conns, c)
+	b.release(c.slot)
 	b.mu.Unlock()
 	close(c.gone)
 	if c.sess == nil {
@@ -241,22 +246,23 @@ func (b *Broker) serve(c *conn) {
 	b.log.Debug("client left", "client", c.sess.clientID)
 }
 
-// establish hands the connection to mochi, and returns when that is done with
-// it, be it by a panic.
-func (b *Broker) establish(c *conn) {
+// guard calls f, and returns also when that ends by a panic.
+func (b *Broker) guard(c *conn, f func()) {
 	defer func() {
 		if r := recover(); r != nil {
 			b.log.Error("connection ended by a defect", "client", c.who.clientID, "address", c.sock.RemoteAddr().String(), "err", fmt.Sprint(r), "stack", string(debug.Stack()))
 		}
 	}()
-	_ = b.mochi.EstablishConnection(c.listener, c) // why a connection ended is logged where it is decided
+	f()
 }
 
 // Listeners returns the bound listeners in the order of the configuration.
 func (b *Broker) Listeners() []ListenerInfo {
+	b.mu.Lock()
+	defer b.mu.Unlock()
 	out := make([]ListenerInfo, len(b.listeners))
-	for i, ln := range b.listeners {
-		out[i] = ListenerInfo{Name: b.cfg.Listeners[i].Name, Addr: ln.Addr()}
+	for i, l := range b.listeners {
+		out[i] = ListenerInfo{Name: l.name, Addr: l.ln.Addr(), Protocol: l.protocol, Connections: l.held}
 	}
 	return out
 }
@@ -295,7 +301,7 @@ func (b *Broker) Clients() []ClientInfo {
 		s.mu.Lock()
 		if c, ok := s.link.(*conn); ok {
 			out = append(out, ClientInfo{
-				ID: s.clientID, Username: c.who.username, Address: c.sock.RemoteAddr().String(), Listener: c.listener,
+				ID: s.clientID, Username: c.who.username, Address: c.sock.RemoteAddr().String(), Listener: c.ln.name,
 				Protocol: s.version, Connected: c.since, CleanStart: c.cleanStart,
 				Subscriptions: subs, QueuedMessages: s.live,
 			})
@@ -323,8 +329,12 @@ func (b *Broker) Stats() Stats {
 	p := b.plane
 	s := Stats{
 		Started: b.started, Connections: p.connections.Load(), ConnectionsTotal: p.connectionsTotal.Load(),
+		Sockets: p.sockets.Load(), Connects: p.connects.Load(), SessionsExpired: p.sessionsExpired.Load(),
+		PayloadIn: p.payloadIn.Load(), PayloadOut: p.payloadOut.Load(),
+		PacketsIn: p.packetsIn.Load(), PacketsOut: p.packetsOut.Load(),
+		NetworkIn: p.networkIn.Load(), NetworkOut: p.networkOut.Load(),
 		QueueMessages: p.queueMessages.Load(), QueueBytes: p.queueBytes.Load(),
-		Dropped: make(map[string]uint64, dropKinds), Journal: b.journal.Stats(),
+		Dropped: make(map[string]uint64, dropKinds), Limited: make(map[string]uint64, limitKinds), Journal: b.journal.Stats(),
 	}
 	for q := range 3 {
 		s.MessagesIn[q], s.MessagesOut[q] = p.messagesIn[q].Load(), p.messagesOut[q].Load()
@@ -333,11 +343,18 @@ func (b *Broker) Stats() Stats {
 	for i, name := range dropCauses {
 		s.Dropped[name] = p.dropped[i].Load()
 	}
+	for i, name := range limitNames {
+		s.Limited[name] = p.limited[i].Load()
+	}
 	p.sessMu.Lock()
 	s.Sessions = int64(len(p.sessions))
 	p.sessMu.Unlock()
 	p.mu.RLock()
-	s.Subscriptions, s.Retained = int64(p.subs.len()), int64(p.retained.len())
+	for _, g := range p.groups {
+		s.SharedSubscriptions += int64(len(g.members))
+	}
+	s.Subscriptions = int64(p.subs.len()-len(p.groups)) + s.SharedSubscriptions
+	s.Retained, s.RetainedBytes = int64(p.retained.len()-p.retained.own), p.retained.bytes
 	p.mu.RUnlock()
 	return s
 }

@@ -4,35 +4,36 @@ import (
 	"errors"
 	"fmt"
 	"math"
-	"net"
 
 	"penstock/internal/units"
 )
 
 // Config is the [broker] section of the configuration file.
 type Config struct {
-	Anonymous        string           `toml:"anonymous"`          // who may connect without a user name: "none", "loopback" or "all"
-	MaxConnections   int              `toml:"max_connections"`    // connections in all
-	ConnectTimeout   units.Duration   `toml:"connect_timeout"`    // from accept to CONNACK
-	WriteTimeout     units.Duration   `toml:"write_timeout"`      // a client that takes no byte for so long is disconnected
-	MaxPacket        units.Bytes      `toml:"max_packet"`         // largest packet taken from a signed-in client
-	MaxConnect       units.Bytes      `toml:"max_connect"`        // largest CONNECT
-	MaxTopicBytes    int              `toml:"max_topic_bytes"`    // length of a topic name or filter
-	MaxTopicLevels   int              `toml:"max_topic_levels"`   // levels of a topic name or filter
-	MaxSubscriptions int              `toml:"max_subscriptions"`  // per client
-	ReceiveMaximum   int              `toml:"receive_maximum"`    // PUBLISH packets of QoS 1 and 2 that a client may have unacknowledged
-	Window           int              `toml:"window"`             // deliveries of QoS 1 and 2 in flight to a client
-	MaxQueueMessages int              `toml:"max_queue_messages"` // waiting for one client
-	MaxQueueBytes    units.Bytes      `toml:"max_queue_bytes"`    // waiting for one client: topics, payloads and properties
-	SessionExpiry    units.Duration   `toml:"session_expiry"`     // longest Session Expiry Interval, and that of MQTT 3.x sessions
-	WillGrace        units.Duration   `toml:"will_grace"`         // after a restart, wills of clients that did not come back
-	Listeners        []ListenerConfig `toml:"listener"`
-}
+	Anonymous      string `toml:"anonymous"`       // who may connect without a user name: "none", "loopback" or "all"
+	MaxConnections int    `toml:"max_connections"` // connections in all
 
-// ListenerConfig is one [[broker.listener]].
-type ListenerConfig struct {
-	Name    string `toml:"name"`
-	Address string `toml:"address"` // host:port; an empty host is every address of the machine
+	MaxConnectionsPerAddress int `toml:"max_connections_per_address"` // connections from one address, over all listeners; 0: no bound
+
+	ConnectTimeout   units.Duration   `toml:"connect_timeout"`      // from accept to CONNACK
+	WriteTimeout     units.Duration   `toml:"write_timeout"`        // a client that takes no byte for so long is disconnected
+	MaxPacket        units.Bytes      `toml:"max_packet"`           // largest packet taken from a signed-in client
+	MaxConnect       units.Bytes      `toml:"max_connect"`          // largest CONNECT
+	MaxTopicBytes    int              `toml:"max_topic_bytes"`      // length of a topic name or filter
+	MaxTopicLevels   int              `toml:"max_topic_levels"`     // levels of a topic name or filter
+	MaxSubscriptions int              `toml:"max_subscriptions"`    // per client
+	ReceiveMaximum   int              `toml:"receive_maximum"`      // PUBLISH packets of QoS 1 and 2 that a client may have unacknowledged
+	Window           int              `toml:"window"`               // deliveries of QoS 1 and 2 in flight to a client
+	MaxQueueMessages int              `toml:"max_queue_messages"`   // waiting for one client
+	MaxQueueBytes    units.Bytes      `toml:"max_queue_bytes"`      // waiting for one client: topics, payloads and properties
+	SessionExpiry    units.Duration   `toml:"session_expiry"`       // longest Session Expiry Interval, and that of MQTT 3.x sessions
+	MaxKeepAlive     units.Duration   `toml:"max_keep_alive"`       // longest Keep Alive of MQTT 5 clients; 0: as they ask
+	ResponseInfo     string           `toml:"response_information"` // what MQTT 5 clients get that ask for it; %c and %u are replaced
+	WillGrace        units.Duration   `toml:"will_grace"`           // after a restart, wills of clients that did not come back
+	SysInterval      units.Duration   `toml:"sys_interval"`         // how often $SYS topics are published; 0: never
+	Listeners        []ListenerConfig `toml:"listener"`
+
+	Version string `toml:"-"` // of the program, as $SYS/broker/version shows it
 }
 
 // DefaultConfig returns the defaults.
@@ -53,7 +54,8 @@ func DefaultConfig() Config {
 		MaxQueueBytes:    64 << 20,
 		SessionExpiry:    units.Duration(30 * 24 * 3600e9),
 		WillGrace:        units.Duration(30e9),
-		Listeners:        []ListenerConfig{{Name: "tcp", Address: ":1883"}},
+		SysInterval:      units.Duration(10e9),
+		Listeners:        []ListenerConfig{{Name: "tcp", Address: ":1883", Protocol: protocolMQTT}},
 	}
 }
 
@@ -66,6 +68,7 @@ func (c Config) Validate() error {
 	}
 	err := errors.Join(
 		within("max_connections", c.MaxConnections, 1, 1000000),
+		within("max_connections_per_address", c.MaxConnectionsPerAddress, 0, 1000000),
 		within("connect_timeout", c.ConnectTimeout, 1e8, 600e9),
 		within("write_timeout", c.WriteTimeout, 1e9, 86400e9),
 		within("max_packet", c.MaxPacket, 1<<10, 256<<20),
@@ -78,10 +81,17 @@ func (c Config) Validate() error {
 		within("max_queue_messages", c.MaxQueueMessages, 1, 100000000),
 		within("max_queue_bytes", c.MaxQueueBytes, 1<<10, 1<<40),
 		within("session_expiry", c.SessionExpiry, 1e9, 36500*24*3600e9),
+		within("max_keep_alive", c.MaxKeepAlive, 0, 65535e9),
 		within("will_grace", c.WillGrace, 0, 86400e9),
 	)
+	if c.SysInterval != 0 {
+		err = errors.Join(err, within("sys_interval", c.SysInterval, 1e9, 3600e9))
+	}
 	if err != nil {
 		return err
+	}
+	if len(c.ResponseInfo) > 1024 {
+		return fmt.Errorf("broker.response_information: %d bytes are more than 1024", len(c.ResponseInfo))
 	}
 	names := map[string]bool{}
 	for i, l := range c.Listeners {
@@ -89,8 +99,8 @@ func (c Config) Validate() error {
 			return fmt.Errorf("broker.listener[%d].name: %q is empty or used twice", i, l.Name)
 		}
 		names[l.Name] = true
-		if _, _, err := net.SplitHostPort(l.Address); err != nil {
-			return fmt.Errorf("broker.listener[%d].address: %q is not host:port", i, l.Address)
+		if err := l.validate(fmt.Sprintf("listener[%d]", i)); err != nil {
+			return err
 		}
 	}
 	if len(c.Listeners) == 0 {

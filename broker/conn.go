@@ -7,20 +7,20 @@ import (
 	"os"
 	"sync"
 	"sync/atomic"
+	"syscall"
 	"time"
 
 	"penstock/storage"
 )
 
 const (
-	smallRead  = 1 << 10  // read buffer of a quiet connection
-	bigRead    = 64 << 10 // read buffer of a busy one
-	quietReads = 16       // reads that small make a connection quiet again
+	smallRead  = 1 << 10  // what a socket that cannot wait without a buffer waits with
+	bigRead    = 64 << 10 // read buffer; packets beyond it get one of four times its size, and so on
 	highWater  = 64 << 10 // output that a queue is pumped into
 	qos0Water  = 1 << 20  // output above which QoS 0 is dropped
 	ackWater   = 2 << 20  // output above which a client is not read: it does not take its acknowledgements
 	lingerFor  = 2 * time.Second
-	maxAliases = 16   // Topic Alias Maximum that we announce
+	maxAliases = 16   // Topic Alias Maximum that we announce, and the most that we use of a client's
 	maxTopics  = 1024 // topics whose routes a connection remembers
 )
 
@@ -29,43 +29,72 @@ var errClosed = errors.New("connection is closed")
 // past is a deadline that ends a Read at once.
 var past = time.Unix(1, 0)
 
-var bigBufs = sync.Pool{New: func() any { b := make([]byte, bigRead); return &b }}
+// readBufs holds read buffers: of smallRead bytes, of bigRead bytes, of four
+// times as many, and so on. A connection has one only while there is something
+// to read.
+var readBufs [8]sync.Pool
 
-// conn is a client's connection, and the seam to mochi. mochi reads from it as
-// from a socket and sees only CONNECT, PINGREQ and DISCONNECT, each whole and
-// never a byte beyond; everything else is handled in place by the data plane.
-// What mochi and the data plane write gathers in one output buffer.
+// readBuf returns a buffer of the given class.
+func readBuf(class int) *[]byte {
+	if b, ok := readBufs[class].Get().(*[]byte); ok {
+		return b
+	}
+	size := smallRead
+	if class > 0 {
+		size = bigRead << (2 * (class - 1))
+	}
+	b := make([]byte, size)
+	return &b
+}
+
+// conn is a client's connection. mochi has it until the CONNACK is written
+// (handshake); from then on every packet is handled in place by the data
+// plane. What is written gathers in one output buffer.
 //
-// Read is called by one goroutine; the fields of the input side belong to it.
+// The fields of the input side belong to the goroutine that reads: mochi's
+// first, run's after it.
 type conn struct {
-	b        *Broker
-	sock     net.Conn
-	listener string
-	since    time.Time
-	gone     chan struct{} // closed when no further packet will be handled
+	b       *Broker
+	sock    net.Conn
+	ln      *listener
+	slot    *slot
+	refusal byte // not 0: the CONNECT is refused with this reason, there are too many connections
+	since   time.Time
+	gone    chan struct{} // closed when no further packet will be handled
 
 	// Input side.
 	in        []byte
-	big       *[]byte // what in is made of while it comes from bigBufs
-	r, w      int     // in[r:w] is unread
-	quiet     int     // small reads in a row
-	control   int     // bytes of the current control packet that mochi has yet to read
+	pooled    *[]byte         // what in is made of while it comes from readBufs
+	class     int             // which of readBufs that is
+	small     []byte          // what in is while a socket that is not raw waits
+	raw       syscall.RawConn // the socket, if it can wait without a buffer; else nil
+	readable  func(fd uintptr) bool
+	need      int // size of the packet that is waited for
+	readN     int // what readable read
+	readErr   error
+	r, w      int    // in[r:w] is unread
+	greeting  []byte // of the CONNECT for mochi, what it has yet to read
 	deadline  time.Time
 	batch     batch
 	scratch   []byte
 	msg       storage.Message
 	topics    map[string]*topicState
-	aliases   [maxAliases + 1]*topicState
-	gotHello  bool // CONNECT was handed to mochi
-	up        bool // CONNACK with success was written; changed with outMu held, for kick reads it
-	heard     bool // a packet came since the read deadline was looked at
-	goodbye   bool // DISCONNECT was read
+	aliases   *[maxAliases + 1]*topicState // nil until the client uses one
+	gotHello  bool                         // CONNECT was handed to mochi
+	up        bool                         // CONNACK with success was written; changed with outMu held, for kick reads it
+	heard     bool                         // a packet came since the read deadline was looked at
+	goodbye   bool                         // DISCONNECT was read
 	leaving   leaving
 	noExpiry  bool          // the Session Expiry Interval of CONNECT was 0
 	keepAlive time.Duration // one and a half times what the client asked for; 0: none
-	hello     hello
-	msgsIn    [3]uint64 // by QoS, not yet added to the plane's counters
+	hello     *connectFrame // until the CONNACK
+	assigned  bool          // the client identifier is of our making
+	imposed   bool          // so is the keep alive
+	msgsIn    [3]uint64     // by QoS, not yet added to the plane's counters
 	bytesIn   [3]uint64
+	packetsIn uint64 // these three too
+	networkIn uint64
+	payloadIn uint64
 	acks      ackQueue
 	resume    chan struct{} // capacity 1: what the reader waits for may have come
 	holding   atomic.Bool   // the reader is to be woken when the client is no longer over
@@ -73,6 +102,7 @@ type conn struct {
 	parkedAt  int           // where the first of them starts
 
 	version    byte // set before the session, constant after
+	noProblems bool // the client wants no reason strings; likewise
 	sess       *session
 	present    bool
 	who        principal
@@ -93,8 +123,13 @@ type conn struct {
 	busy      bool          // wrote since the last trim
 	sent      chan struct{} // closed by the writer that ends; nil while nobody waits
 	maxPacket int           // client's Maximum Packet Size, 0: none
+	aliasMax  int           // Topic Aliases that may be used to the client
+	outAlias  map[string]uint16
 	msgsOut   [3]uint64
 	bytesOut  [3]uint64
+
+	otherOut   uint64 // packets but PUBLISH
+	payloadOut uint64
 }
 
 // topicState is what a connection remembers of a topic it publishes to.
@@ -104,32 +139,133 @@ type topicState struct {
 	allowed bool
 }
 
-func newConn(b *Broker, sock net.Conn, listener string) *conn {
+func newConn(b *Broker, s *slot, sock net.Conn) *conn {
 	c := &conn{
-		b: b, sock: sock, listener: listener, since: time.Now(),
+		b: b, sock: sock, ln: s.ln, slot: s, since: s.since,
 		gone: make(chan struct{}), closing: make(chan struct{}), resume: make(chan struct{}, 1),
 	}
-	c.deadline = c.since.Add(b.cfg.ConnectTimeout.D())
+	c.deadline = c.since.Add(c.ln.limits.connectTimeout)
 	_ = sock.SetReadDeadline(c.deadline) // a socket that cannot have one fails on Read
+	if s, ok := sock.(syscall.Conn); ok {
+		if raw, err := s.SyscallConn(); err == nil {
+			c.raw, c.readable = raw, c.readNow
+		}
+	}
 	return c
 }
 
-// Read implements net.Conn for mochi. It handles data packets until a control
-// packet is complete, and returns bytes of that one only.
-func (c *conn) Read(p []byte) (int, error) {
-	for c.control == 0 {
+// handshake is a connection as mochi sees it: it reads one CONNECT and the end
+// of the file, once it has written the CONNACK. From then on mochi has nothing
+// to do with the connection: keeping its two goroutines and its buffers would
+// cost an idle client 20 kB.
+type handshake conn
+
+// Read implements net.Conn.
+func (h *handshake) Read(p []byte) (int, error) {
+	c := (*conn)(h)
+	for len(c.greeting) == 0 {
+		if c.up {
+			return 0, io.EOF
+		}
 		if err := c.next(); err != nil {
-			c.batch.flush()
 			return 0, err
 		}
 	}
-	n := copy(p, c.in[c.r:c.r+c.control])
-	c.r += n
-	c.control -= n
+	n := copy(p, c.greeting)
+	c.greeting = c.greeting[n:]
 	return n, nil
 }
 
-// next handles one packet, or sets control when it is mochi's.
+// Write implements net.Conn. mochi writes whole packets, and only a CONNACK,
+// in place of which ours goes out: it does not know what is to be said.
+func (h *handshake) Write(p []byte) (int, error) {
+	c := (*conn)(h)
+	if len(p) == 0 || p[0]>>4 != typeConnack || c.sess == nil {
+		return len(p), nil
+	}
+	c.say(c.connack())
+	if c.closed.Load() {
+		return 0, errClosed
+	}
+	return len(p), nil
+}
+
+// Close implements net.Conn. It closes a connection that mochi has refused.
+func (h *handshake) Close() error {
+	if c := (*conn)(h); !c.up {
+		return c.Close()
+	}
+	return nil
+}
+
+// LocalAddr implements net.Conn.
+func (h *handshake) LocalAddr() net.Addr { return h.sock.LocalAddr() }
+
+// RemoteAddr implements net.Conn.
+func (h *handshake) RemoteAddr() net.Addr { return h.sock.RemoteAddr() }
+
+// SetDeadline implements net.Conn and does nothing: mochi's deadline would
+// cover writes too and overflows above 43,690 s; ours is computed from CONNECT.
+func (h *handshake) SetDeadline(time.Time) error { return nil }
+
+// SetReadDeadline implements net.Conn and does nothing, like SetDeadline.
+func (h *handshake) SetReadDeadline(time.Time) error { return nil }
+
+// SetWriteDeadline implements net.Conn and does nothing, like SetDeadline.
+func (h *handshake) SetWriteDeadline(time.Time) error { return nil }
+
+// run handles the client's packets until the connection ends.
+func (c *conn) run() {
+	for c.next() == nil {
+	}
+	if c.b.stopping.Load() && !c.goodbye {
+		c.lastWords()
+	}
+	c.batch.flush()
+}
+
+// lastWords handles the acknowledgements and the DISCONNECT that the client
+// sent before it could know of the stop: what it has acknowledged shall not
+// come twice, and its will shall not come at all.
+func (c *conn) lastWords() {
+	for range 16 { // 1 MiB; who sends more does not listen
+		for {
+			size, header, err := frameSize(c.in[c.r:c.w])
+			if err != nil || c.w-c.r < size {
+				break
+			}
+			first, body := c.in[c.r], c.in[c.r+header:c.r+size]
+			c.r += size
+			switch first >> 4 {
+			case typePuback, typePubrec, typePubcomp:
+				_ = c.data(first, body, size) // it is on its way out
+			case typeDisconnect:
+				_ = c.disconnect(body)
+				return
+			}
+		}
+		if c.raw == nil {
+			return
+		}
+		c.readN = 0
+		if err := c.raw.Control(func(fd uintptr) { c.readNow(fd) }); err != nil || c.readN == 0 {
+			return
+		}
+	}
+}
+
+// say writes what is sent before the session is up.
+func (c *conn) say(packet []byte) {
+	c.outMu.Lock()
+	if !c.stopped {
+		c.out = append(c.out, packet...)
+		c.otherOut++
+	}
+	c.outMu.Unlock()
+	c.flush()
+}
+
+// next handles one packet, or makes greeting of it when it is the CONNECT.
 func (c *conn) next() error {
 	if c.closed.Load() {
 		return errClosed
@@ -140,6 +276,14 @@ func (c *conn) next() error {
 	if c.parking() && !c.over() {
 		return c.unpark()
 	}
+	if !c.up && c.w > c.r {
+		switch first := c.in[c.r]; {
+		case first>>4 != typeConnect || c.gotHello:
+			return c.fail(protocolError("first packet is not a CONNECT")) // [MQTT-3.1.0-1]
+		case first&0x0F != 0:
+			return c.fail(malformed("reserved flags of a CONNECT")) // [MQTT-2.1.3-1]
+		}
+	}
 	size, header, err := frameSize(c.in[c.r:c.w])
 	if err == errNeedMore {
 		return c.fill(2)
@@ -147,31 +291,30 @@ func (c *conn) next() error {
 	if err != nil {
 		return c.fail(err)
 	}
-	limit := int(c.b.cfg.MaxPacket)
+	limit := c.ln.limits.maxPacket
 	if !c.up {
 		limit = int(c.b.cfg.MaxConnect)
 	}
 	if size > limit {
 		return c.fail(&wireError{reasonTooLarge, "packet is larger than allowed"})
 	}
+	if c.version == 5 && header > 2 && c.in[c.r+header-1] == 0 {
+		return c.fail(malformed("remaining length is longer than it must be")) // [MQTT-1.5.5-1]
+	}
 	if c.w-c.r < size {
 		return c.fill(size)
 	}
 	first := c.in[c.r]
 	kind := first >> 4
-	if kind == typeConnect {
-		switch {
-		case c.gotHello:
-			return c.fail(protocolError("second CONNECT")) // [MQTT-3.1.0-2]
-		case first&0x0F != 0:
-			return c.fail(malformed("reserved flags of a CONNECT"))
-		}
-		c.hello.err = checkConnect(c.in[c.r+header : c.r+size])
-		c.gotHello, c.heard, c.control = true, true, size
-		return nil
-	}
 	if !c.up {
-		return c.fail(protocolError("first packet is not a CONNECT")) // [MQTT-3.1.0-1]
+		c.gotHello, c.heard = true, true
+		c.packetsIn++
+		c.b.plane.connects.Add(1)
+		if err := c.greet(c.in[c.r+header : c.r+size]); err != nil {
+			return err
+		}
+		c.r += size
+		return nil
 	}
 	c.heard = true
 	body := c.in[c.r+header : c.r+size]
@@ -180,8 +323,9 @@ func (c *conn) next() error {
 		if first&0x0F != 0 || len(body) != 0 {
 			return c.fail(malformed("PINGREQ with flags or a body"))
 		}
-		c.batch.flush()
-		c.control = size
+		c.packetsIn++
+		c.pong()
+		c.r += size
 		return nil
 	case typeDisconnect:
 		if first&0x0F != 0 {
@@ -194,8 +338,8 @@ func (c *conn) next() error {
 			return c.holdBack() // what came before it comes first
 		}
 		c.goodbye = true
-		c.batch.flush()
-		c.control = size
+		c.packetsIn++
+		c.r += size
 		return nil
 	case typePubrec, typePubrel:
 		if c.acks.pending() > max(4*c.b.cfg.ReceiveMaximum, 4096) {
@@ -213,9 +357,21 @@ func (c *conn) next() error {
 	return nil
 }
 
+// pong answers a PINGREQ [MQTT-3.12.4-1].
+func (c *conn) pong() {
+	c.outMu.Lock()
+	defer c.outMu.Unlock()
+	if !c.stopped {
+		c.out = append(c.out, typePingresp<<4, 0)
+		c.otherOut++
+		c.mark(&c.batch)
+	}
+}
+
 // data handles one packet of the data plane.
 func (c *conn) data(first byte, body []byte, size int) error {
 	p := c.b.plane
+	c.packetsIn++
 	switch first >> 4 {
 	case typePublish:
 		return c.publish(first, body, size)
@@ -249,7 +405,12 @@ func (c *conn) data(first byte, body []byte, size int) error {
 		}
 		p.unsubscribe(c.sess, &c.acks, id, filters, &c.batch)
 		return nil
+	case typeConnect:
+		return protocolError("second CONNECT") // [MQTT-3.1.0-2]
 	case typeAuth:
+		if first&0x0F != 0 {
+			return malformed("reserved flags of an AUTH") // [MQTT-3.15.1-1]
+		}
 		return protocolError("AUTH without an authentication method in the CONNECT") // 4.12
 	}
 	return protocolError("packet that a client cannot send")
@@ -270,8 +431,13 @@ func (c *conn) publish(first byte, body []byte, size int) error {
 		if st, err = c.topicState(f.topic); err != nil {
 			return err
 		}
-		c.aliases[f.alias] = st
-	case f.alias == 0 || c.aliases[f.alias] == nil:
+		if f.alias > 0 {
+			if c.aliases == nil {
+				c.aliases = new([maxAliases + 1]*topicState)
+			}
+			c.aliases[f.alias] = st
+		}
+	case f.alias == 0 || c.aliases == nil || c.aliases[f.alias] == nil:
 		return protocolError("PUBLISH with neither a topic nor a known alias") // [MQTT-3.3.2-8]
 	default:
 		st = c.aliases[f.alias]
@@ -282,6 +448,7 @@ func (c *conn) publish(first byte, body []byte, size int) error {
 	}
 	c.msgsIn[f.qos]++
 	c.bytesIn[f.qos] += uint64(size)
+	c.payloadIn += uint64(len(f.payload))
 	if f.qos > 0 && c.version == 5 && c.acks.unacknowledged() >= c.b.cfg.ReceiveMaximum {
 		return &wireError{reasonReceiveMaximum, "more unacknowledged PUBLISH packets than the Receive Maximum allows"} // [MQTT-3.3.4-9]
 	}
@@ -368,18 +535,6 @@ func (c *conn) fill(size int) error {
 	if err := c.awaitOutput(); err != nil {
 		return err
 	}
-	if c.r == c.w {
-		c.r, c.w = 0, 0
-		if c.quiet >= quietReads && len(c.in) > smallRead {
-			c.giveBack()
-		}
-	} else if c.r > 0 && (c.r+size > len(c.in) || c.w == len(c.in)) {
-		c.w = copy(c.in, c.in[c.r:c.w])
-		c.r = 0
-	}
-	if c.w == len(c.in) {
-		c.grow(size)
-	}
 	if c.up && c.heard {
 		c.heard = false
 		c.touch()
@@ -393,8 +548,8 @@ func (c *conn) fill(size int) error {
 			return nil
 		}
 	}
-	n, err := c.sock.Read(c.in[c.w:])
-	c.w += n
+	n, err := c.receive(size)
+	c.networkIn += uint64(n)
 	if waking {
 		c.holding.Store(false)
 		c.rearm() // the deadline may have been moved to wake us
@@ -403,17 +558,6 @@ func (c *conn) fill(size int) error {
 		}
 	}
 	if n > 0 {
-		switch {
-		case c.w == len(c.in):
-			c.quiet = 0
-			if len(c.in) < bigRead {
-				c.grow(bigRead)
-			}
-		case n < smallRead:
-			c.quiet++
-		default:
-			c.quiet = 0
-		}
 		return nil
 	}
 	if c.closed.Load() {
@@ -422,6 +566,7 @@ func (c *conn) fill(size int) error {
 	var timeout net.Error
 	if errors.As(err, &timeout) && timeout.Timeout() {
 		if !c.up {
+			c.b.plane.limit(limitConnectTimeout)
 			return c.fail(&wireError{reasonUnspecified, "no CONNECT in time"})
 		}
 		if c.keepAlive == 0 || time.Now().Before(c.deadline) {
@@ -431,6 +576,106 @@ func (c *conn) fill(size int) error {
 		return c.fail(&wireError{reasonKeepAlive, "keep alive timed out"}) // [MQTT-3.1.2-22]
 	}
 	return err
+}
+
+// receive waits for bytes of a packet of the given size, and reads what is
+// there. It returns how many came.
+func (c *conn) receive(size int) (int, error) {
+	c.need = size
+	if c.raw != nil {
+		c.readN, c.readErr = 0, nil
+		if err := c.raw.Read(c.readable); err != nil {
+			return 0, err
+		}
+		return c.readN, c.readErr
+	}
+	if c.r == c.w {
+		c.release()
+		if c.small == nil {
+			c.small = make([]byte, smallRead)
+		}
+		c.in = c.small
+	}
+	c.makeRoom()
+	n, err := c.sock.Read(c.in[c.w:])
+	c.w += n
+	return n, err
+}
+
+// readNow reads what the socket has. It returns false when that is nothing:
+// then the runtime waits, and meanwhile the connection has no buffer.
+func (c *conn) readNow(fd uintptr) bool {
+	c.makeRoom()
+	for {
+		n, err := syscall.Read(int(fd), c.in[c.w:])
+		switch {
+		case err == syscall.EINTR:
+			continue
+		case err == syscall.EAGAIN:
+			c.shelve()
+			return false
+		case err != nil:
+			c.readErr = os.NewSyscallError("read", err)
+		case n == 0:
+			c.readErr = io.EOF
+		default:
+			c.readN = n
+			c.w += n
+		}
+		return true
+	}
+}
+
+// makeRoom makes room in the input buffer for at least one byte, and for the whole
+// packet where the buffer is large enough. A larger one is taken only when the
+// bytes have come that fill this one: a length announced costs nothing.
+func (c *conn) makeRoom() {
+	switch {
+	case c.r == c.w:
+		c.r, c.w = 0, 0
+	case c.r > 0 && (c.r+c.need > len(c.in) || c.w == len(c.in)):
+		c.w = copy(c.in, c.in[c.r:c.w])
+		c.r = 0
+	}
+	if c.w < len(c.in) {
+		return
+	}
+	class := 0
+	switch {
+	case c.pooled != nil:
+		class = c.class + 1
+	case c.up: // a CONNECT is small
+		class = 1
+	}
+	next := readBuf(class)
+	n := copy(*next, c.in[c.r:c.w])
+	c.release()
+	c.pooled, c.class, c.in, c.w = next, class, *next, n
+}
+
+// shelve keeps of the input buffer only what is unread, while the connection
+// waits. A buffer that is mostly full is kept as it is.
+func (c *conn) shelve() {
+	unread := c.in[c.r:c.w]
+	if c.pooled == nil || len(unread) > len(c.in)/4 {
+		return
+	}
+	var kept []byte
+	if len(unread) > 0 {
+		kept = make([]byte, len(unread))
+		copy(kept, unread)
+	}
+	c.release()
+	c.in, c.w = kept, len(kept)
+}
+
+// release gives the input buffer back.
+func (c *conn) release() {
+	if c.pooled != nil {
+		readBufs[c.class].Put(c.pooled)
+		c.pooled = nil
+	}
+	c.in, c.r, c.w = nil, 0, 0
 }
 
 // settle sends what has gathered and adds up what was counted.
@@ -443,6 +688,12 @@ func (c *conn) settle() {
 			p.bytesIn[q].Add(c.bytesIn[q])
 			c.msgsIn[q], c.bytesIn[q] = 0, 0
 		}
+	}
+	if c.networkIn > 0 || c.packetsIn > 0 {
+		p.packetsIn.Add(c.packetsIn)
+		p.networkIn.Add(c.networkIn)
+		p.payloadIn.Add(c.payloadIn)
+		c.packetsIn, c.networkIn, c.payloadIn = 0, 0, 0
 	}
 }
 
@@ -553,64 +804,43 @@ func (c *conn) setDeadline(t time.Time) {
 	}
 }
 
-// grow makes the input buffer larger: the common sizes from a pool, a packet
-// beyond them by doubling as its bytes really come.
-func (c *conn) grow(size int) {
-	old := c.in
-	switch {
-	case len(old) == 0 && size <= smallRead:
-		c.in = make([]byte, smallRead)
-	case len(old) < bigRead:
-		c.big = bigBufs.Get().(*[]byte)
-		c.in = *c.big
-		c.w = copy(c.in, old[c.r:c.w])
-		c.r = 0
-	default:
-		c.in = make([]byte, min(2*len(old), max(size, 2*bigRead)))
-		c.w = copy(c.in, old[c.r:c.w])
-		c.r = 0
-		if c.big != nil {
-			bigBufs.Put(c.big)
-			c.big = nil
-		}
-	}
-}
-
-// giveBack returns a large input buffer. Nothing in it is unread.
-func (c *conn) giveBack() {
-	if c.big != nil {
-		bigBufs.Put(c.big)
-		c.big = nil
-	}
-	c.in, c.quiet = nil, 0
-}
-
 // fail ends the connection because of what the client did. It returns err.
 func (c *conn) fail(err error) error {
-	reason := byte(reasonUnspecified)
+	reason, text := byte(reasonUnspecified), ""
 	var w *wireError
 	if errors.As(err, &w) {
-		reason = w.reason
+		reason, text = w.reason, w.text
 	}
 	c.b.log.Info("client disconnected for an error", "client", c.who.clientID, "address", c.sock.RemoteAddr().String(), "err", err)
-	c.kick(reason)
+	c.kick(reason, text)
 	return err
 }
 
 // kick sends a DISCONNECT with the reason, where the client's version has one,
 // and closes.
-func (c *conn) kick(reason byte) {
+func (c *conn) kick(reason byte, text string) {
 	c.outMu.Lock()
 	if c.up && c.version == 5 && !c.stopped {
-		c.out = appendDisconnect(c.out, reason)
+		before := len(c.out)
+		c.out = appendDisconnect(c.out, reason, text)
+		if c.tooLarge(before) { // [MQTT-3.14.2-3]
+			c.out = appendDisconnect(c.out[:before], reason, "")
+		}
+		c.otherOut++
 	}
 	c.outMu.Unlock()
 	_ = c.Close()
 }
 
+// tooLarge reports whether the packet that was written to out from before on
+// is larger than the client takes. outMu is held.
+func (c *conn) tooLarge(before int) bool {
+	return c.maxPacket > 0 && len(c.out)-before > c.maxPacket
+}
+
 // takeOver implements owner.
 func (c *conn) takeOver(reason byte) <-chan struct{} {
-	c.kick(reason)
+	c.kick(reason, reasonTexts[reason])
 	return c.gone
 }
 
@@ -644,18 +874,41 @@ func (c *conn) sendPublish(m *storage.Message, qos byte, dup, retain bool, packe
 	if c.stopped {
 		return true
 	}
+	alias, known := c.alias(m.Topic)
 	before := len(c.out)
-	if c.maxPacket > 0 {
-		body, _ := publishSize(m, c.version, qos, expiry != 0, ids)
-		if 1+varintSize(body)+body > c.maxPacket {
-			return false
-		}
+	c.out = appendPublish(c.out, m, c.version, qos, dup, retain, packetID, expiry, alias, known, ids)
+	if c.tooLarge(before) && alias > 0 && !known {
+		alias = 0
+		c.out = appendPublish(c.out[:before], m, c.version, qos, dup, retain, packetID, expiry, 0, false, ids)
 	}
-	c.out = appendPublish(c.out, m, c.version, qos, dup, retain, packetID, expiry, ids)
+	if c.tooLarge(before) {
+		c.out = c.out[:before]
+		return false
+	}
+	if alias > 0 && !known {
+		if c.outAlias == nil {
+			c.outAlias = make(map[string]uint16)
+		}
+		c.outAlias[m.Topic] = alias
+	}
 	c.msgsOut[qos]++
 	c.bytesOut[qos] += uint64(len(c.out) - before)
+	c.payloadOut += uint64(len(m.Payload))
 	c.mark(b)
 	return true
+}
+
+// alias returns the Topic Alias to send a topic with, and whether the client
+// knows it already; 0 if it gets none. The first topics get one each, for as
+// long as the connection lasts. outMu is held.
+func (c *conn) alias(topic string) (alias uint16, known bool) {
+	if c.aliasMax == 0 || len(topic) <= 3 { // what the property takes
+		return 0, false
+	}
+	if alias, known = c.outAlias[topic]; known || len(c.outAlias) >= c.aliasMax {
+		return alias, known
+	}
+	return uint16(len(c.outAlias) + 1), false
 }
 
 // sendAck implements link.
@@ -665,12 +918,34 @@ func (c *conn) sendAck(kind byte, packetID uint16, reason byte, codes []byte, b 
 	if c.stopped {
 		return
 	}
-	if kind == typeSuback || kind == typeUnsuback {
-		c.out = appendSuback(c.out, kind, c.version, packetID, codes)
-	} else {
-		c.out = appendAck(c.out, kind, c.version, packetID, reason)
+	before := len(c.out)
+	c.appendAck(kind, packetID, reason, codes, c.reasonText(reason, codes))
+	if c.tooLarge(before) { // without the text: [MQTT-3.4.2-2] and its like
+		c.out = c.out[:before]
+		c.appendAck(kind, packetID, reason, codes, "")
 	}
+	c.otherOut++
 	c.mark(b)
+}
+
+func (c *conn) appendAck(kind byte, packetID uint16, reason byte, codes []byte, text string) {
+	if kind == typeSuback || kind == typeUnsuback {
+		c.out = appendSuback(c.out, kind, c.version, packetID, codes, text)
+	} else {
+		c.out = appendAck(c.out, kind, c.version, packetID, reason, text)
+	}
+}
+
+// reasonText returns the reason string for an acknowledgement that refuses
+// something, unless the client wants none [MQTT-3.1.2-29].
+func (c *conn) reasonText(reason byte, codes []byte) string {
+	for _, code := range codes {
+		reason = max(reason, code)
+	}
+	if reason < 0x80 || c.noProblems {
+		return ""
+	}
+	return reasonTexts[reason]
 }
 
 // mark has the connection flushed at the end of the batch. outMu is held.
@@ -692,22 +967,6 @@ func (c *conn) flush() {
 	c.writing = true
 	c.outMu.Unlock()
 	go c.write()
-}
-
-// Write implements net.Conn for mochi, which writes whole packets.
-func (c *conn) Write(p []byte) (int, error) {
-	if c.version < 5 && len(p) > 0 && p[0]>>4 == typeDisconnect {
-		return len(p), nil // a server of MQTT 3.x sends none
-	}
-	c.outMu.Lock()
-	if c.stopped {
-		c.outMu.Unlock()
-		return 0, errClosed
-	}
-	c.out = append(c.out, p...)
-	c.outMu.Unlock()
-	c.flush()
-	return len(p), nil
 }
 
 // write sends what is in the output buffer until there is nothing more, and
@@ -772,6 +1031,7 @@ func (c *conn) writeOut(buf []byte) error {
 		}
 		c.outMu.Unlock()
 		n, err := c.sock.Write(piece)
+		c.b.plane.networkOut.Add(uint64(n))
 		if err != nil && !(n > 0 && errors.Is(err, os.ErrDeadlineExceeded) && !c.closed.Load()) {
 			return err
 		}
@@ -810,12 +1070,19 @@ func (c *conn) trim() {
 // addUp adds what was counted to the plane's counters. outMu is held.
 func (c *conn) addUp() {
 	p := c.b.plane
+	packets := c.otherOut
 	for q := range c.msgsOut {
 		if c.msgsOut[q] > 0 {
 			p.messagesOut[q].Add(c.msgsOut[q])
+			packets += c.msgsOut[q]
 			p.bytesOut[q].Add(c.bytesOut[q])
 			c.msgsOut[q], c.bytesOut[q] = 0, 0
 		}
+	}
+	if packets > 0 {
+		p.packetsOut.Add(packets)
+		p.payloadOut.Add(c.payloadOut)
+		c.otherOut, c.payloadOut = 0, 0
 	}
 }
 
@@ -837,6 +1104,13 @@ func (c *conn) Close() error {
 	_ = c.sock.SetWriteDeadline(time.Now().Add(lingerFor)) // closing in any case
 	c.outMu.Unlock()
 	_ = c.sock.SetReadDeadline(past) // wakes the reader
+	if sent == nil && c.b.stopping.Load() {
+		c.b.serving.Go(func() {
+			<-c.gone // not before the last words are read
+			_ = c.sock.Close()
+		})
+		return nil
+	}
 	if sent == nil {
 		return c.sock.Close()
 	}
@@ -862,19 +1136,3 @@ func (c *conn) linger(sent <-chan struct{}) {
 	}
 	_ = c.sock.Close()
 }
-
-// LocalAddr implements net.Conn.
-func (c *conn) LocalAddr() net.Addr { return c.sock.LocalAddr() }
-
-// RemoteAddr implements net.Conn.
-func (c *conn) RemoteAddr() net.Addr { return c.sock.RemoteAddr() }
-
-// SetDeadline implements net.Conn and does nothing: mochi's deadline would
-// cover writes too and overflows above 43,690 s; ours is computed from CONNECT.
-func (c *conn) SetDeadline(time.Time) error { return nil }
-
-// SetReadDeadline implements net.Conn and does nothing, like SetDeadline.
-func (c *conn) SetReadDeadline(time.Time) error { return nil }
-
-// SetWriteDeadline implements net.Conn and does nothing, like SetDeadline.
-func (c *conn) SetWriteDeadline(time.Time) error { return nil }

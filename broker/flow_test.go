@@ -326,8 +326,9 @@ func TestNoLocal(t *testing.T) {
 	c.subscribe(1, "+") // a subscription that overlaps and has no such option
 	c.publish("a", "mine", 1, false)
 	equal(t, "overlapping", c.got(), []string{"a=mine"})
-	if got := c.subscribe(1|4, "$share/g/a"); got[0] < 0x80 {
-		t.Errorf("no local on a shared subscription: got %#x, want a refusal", got[0])
+	c.send(packet(typeSubscribe<<4|2, u16(c.id()), c.noProps(), str("$share/g/a"), []byte{1 | 4}))
+	if got := c.expectEnd(); got != reasonProtocolError {
+		t.Errorf("no local on a shared subscription: ended with %#x, want %#x", got, reasonProtocolError)
 	}
 }
 
@@ -486,7 +487,10 @@ func TestSharedSubscriptions(t *testing.T) {
 	// An expiring member takes its subscription along.
 	c, _ := s.connect(connectOptions{id: "lone", version: 5, clean: true})
 	c.ping()
-	if got := s.b.Stats().Subscriptions; got != 2 {
+	s.b.plane.mu.RLock()
+	got := s.b.plane.subs.len()
+	s.b.plane.mu.RUnlock()
+	if got != 2 {
 		t.Errorf("%d entries in the index, want 2: the group g and the plain one", got)
 	}
 }
@@ -953,4 +957,37 @@ func TestRestartWithMuch(t *testing.T) {
 		t.Error("session is gone")
 	}
 	sub.takeAll(pad+"%d", 0, n)
+}
+
+// What a client has acknowledged before it was told of a stop does not come
+// again, and its will does not come after a DISCONNECT, though the broker had
+// not read them when it stopped.
+func TestLastWordsBeforeStop(t *testing.T) {
+	dir := t.TempDir()
+	for round := range 30 {
+		s := start(t, dir)
+		var subs []*client
+		for i := range 8 {
+			c, _ := s.connect(connectOptions{id: fmt.Sprint(i), version: byte(4 + i%2), expiry: 3600, will: &storage.Message{Topic: "will", QoS: 1}})
+			c.subscribe(1, "a")
+			subs = append(subs, c)
+		}
+		pub, _ := s.connect(connectOptions{id: "pub", clean: true})
+		pub.publish("a", fmt.Sprint(round), 1, false)
+		for _, c := range subs {
+			d := c.take()
+			if d.payload != fmt.Sprint(round) {
+				t.Fatalf("round %d: client got %q again, which it had acknowledged", round, d.payload)
+			}
+			c.send([]byte{typeDisconnect << 4, 0}) // behind the PUBACK that take has sent
+		}
+		s.stop()
+		for _, c := range subs {
+			c.c.Close()
+		}
+		pub.c.Close()
+		if n := len(s.b.plane.wills); n != 0 {
+			t.Fatalf("round %d: %d wills are kept of clients that took leave", round, n)
+		}
+	}
 }

@@ -30,8 +30,10 @@ type ClientInfo struct {
 
 // ListenerInfo is one bound listener.
 type ListenerInfo struct {
-	Name string
-	Addr net.Addr // the real address, also where ":0" was asked for
+	Name        string
+	Addr        net.Addr // the real address, also where ":0" was asked for
+	Protocol    string   // "mqtt", "mqtts" (with TLS), "ws", "wss", or "unix" (MQTT over a unix socket)
+	Connections int      // connections now, also those that have not said a CONNECT yet
 }
 
 // Health says whether the broker keeps its promise right now.
@@ -47,16 +49,30 @@ type Stats struct {
 	Started          time.Time
 	Connections      int64 // connected clients now
 	ConnectionsTotal uint64
-	Sessions         int64 // sessions now, connected or not
-	Subscriptions    int64
-	Retained         int64
+	Sockets          uint64 // network connections accepted
+	Connects         uint64 // CONNECT packets received; those that are not in ConnectionsTotal were refused
+	Sessions         int64  // sessions now, connected or not
+	SessionsExpired  uint64 // sessions that waited for their client in vain
+
+	Subscriptions       int64 // of all sessions
+	SharedSubscriptions int64 // how many of them are shared ones
+	Retained            int64 // retained messages, without those below $SYS
+	RetainedBytes       int64 // topic, payload and properties of those, bytes
 
 	MessagesIn  [3]uint64 // PUBLISH packets received
 	MessagesOut [3]uint64 // PUBLISH packets sent
 	BytesIn     [3]uint64 // whole size of those packets, bytes
 	BytesOut    [3]uint64
+	PayloadIn   uint64 // their payloads alone, bytes
+	PayloadOut  uint64
+
+	PacketsIn  uint64 // MQTT packets of every kind
+	PacketsOut uint64
+	NetworkIn  uint64 // bytes read from clients' connections
+	NetworkOut uint64
 
 	Dropped map[string]uint64 // deliveries not made, by cause (see dropCauses)
+	Limited map[string]uint64 // connections or packets refused because of a limit, by limit (see limitNames)
 
 	QueueMessages int64 // waiting for subscribers or in flight to them
 	QueueBytes    int64 // topic, payload and properties of those, bytes

@@ -29,7 +29,7 @@ type plane struct {
 
 	mu       sync.RWMutex // subscriptions and retained messages
 	subs     subIndex[*subscription]
-	retained topicTree[*storage.Message]
+	retained retainedTree
 	groups   map[string]*shareGroup
 	gen      atomic.Uint64 // changes whenever routes may change
 
@@ -489,6 +489,7 @@ func (p *plane) sweep(now time.Time, b *batch) {
 		still := s.expired(now) && !s.ended // the client may have been here meanwhile
 		s.mu.Unlock()
 		if still {
+			p.sessionsExpired.Add(1)
 			p.log.Warn("session expired, what waited for it is dropped", "client", s.clientID, "messages", s.waiting())
 			p.sessMu.Lock()
 			w := p.wills[s.clientID]

@@ -295,7 +295,7 @@ func (p *plane) retain(m *storage.Message, r *receipt) *routes {
 		changed = !replaced || m.QoS > 0 || old.QoS != m.QoS || old.Expires != m.Expires || !bytes.Equal(old.Payload, m.Payload) || !bytes.Equal(old.Properties, m.Properties)
 	}
 	switch {
-	case !changed:
+	case !changed, inMemory(m.Topic):
 	case m.QoS == 0:
 		p.journal.MarkRetained(m.Topic)
 	default:
@@ -331,6 +331,12 @@ type counters struct {
 	queueMessages, queueBytes atomic.Int64
 	connections               atomic.Int64
 	connectionsTotal          atomic.Uint64
+	limited                   [limitKinds]atomic.Uint64
+	sockets, connects         atomic.Uint64
+	sessionsExpired           atomic.Uint64
+	packetsIn, packetsOut     atomic.Uint64
+	networkIn, networkOut     atomic.Uint64
+	payloadIn, payloadOut     atomic.Uint64
 }
 
 func (c *counters) drop(cause int) { c.dropped[cause].Add(1) }

@@ -53,6 +53,7 @@ type entry struct {
 
 // inbound is a QoS 2 packet identifier received from the client.
 type inbound struct {
+	counted  *ackQueue // the connection whose Receive Maximum it counts against; guarded by the session's lock
 	leaving  bool      // PUBREL received, release not yet durable; guarded by the session's lock
 	releases []*ticket // PUBCOMPs that wait for the release; guarded by the session's lock
 
@@ -519,9 +520,11 @@ func (s *session) receive(id uint16, acks *ackQueue, b *batch) *inbound {
 			s.inbound = make(map[uint16]*inbound)
 		}
 		s.inbound[id] = in
+		in.count(acks)
 		s.mu.Unlock()
 		return in
 	}
+	in.count(acks)
 	s.mu.Unlock()
 	in.mu.Lock()
 	defer in.mu.Unlock()
@@ -531,6 +534,21 @@ func (s *session) receive(id uint16, acks *ackQueue, b *batch) *inbound {
 	}
 	in.joined = append(in.joined, acks.issue(typePubrec, id, 0))
 	return nil
+}
+
+// count has the identifier count against a connection's Receive Maximum.
+func (in *inbound) count(acks *ackQueue) {
+	if in.counted != acks {
+		in.counted = acks
+		acks.open.Add(1)
+	}
+}
+
+// free ends that: the PUBCOMP leaves.
+func (in *inbound) free() {
+	if in.counted != nil {
+		in.counted.open.Add(-1)
+	}
 }
 
 // secured tells that what the PUBREC says is true now.
@@ -557,6 +575,7 @@ func (s *session) pubrel(id uint16, acks *ackQueue, b *batch) {
 	}
 	if s.id == 0 {
 		delete(s.inbound, id)
+		in.free()
 		s.mu.Unlock()
 		acks.send(typePubcomp, id, 0, b)
 		return
@@ -577,6 +596,7 @@ func (s *session) pubrel(id uint16, acks *ackQueue, b *batch) {
 	s.plane.journal.Change(func(tx storage.Tx) error { return tx.DeleteInbound(row) }, storage.WaiterFunc(func() {
 		s.mu.Lock()
 		delete(s.inbound, id)
+		in.free()
 		releases := in.releases
 		in.releases = nil
 		s.mu.Unlock()

@@ -2,6 +2,7 @@ package broker
 
 import (
 	"slices"
+	"sync"
 
 	"penstock/storage"
 )
@@ -104,14 +105,21 @@ func (p *plane) subscribe(s *session, acks *ackQueue, id uint16, identifier uint
 // addSubscriptions enters the filters of a SUBSCRIBE. It returns a reason code
 // for each, and what must be stored.
 func (p *plane) addSubscriptions(s *session, identifier uint32, filters []filterRequest, b *batch) (codes []byte, rows []storage.Subscription, pubs []*storage.Publication) {
-	p.mu.Lock()
-	defer p.mu.Unlock() // also when it panics: the others shall go on
-	defer p.gen.Add(1)
 	codes = make([]byte, len(filters))
-	sent := make(map[string]bool) // filters whose retained messages are queued: once is enough
+	var found []retainedMatch
+	sent := make(map[string]bool) // filters whose retained messages are found: once is enough
+	p.mu.Lock()
+	unlock := sync.OnceFunc(p.mu.Unlock)
+	defer unlock() // also when it panics: the others shall go on
 	for i, f := range filters {
-		codes[i] = p.maySubscribe(s, f)
-		if codes[i] >= 0x80 {
+		reason := p.maySubscribe(s, f)
+		if codes[i] = reason; reason >= 0x80 {
+			switch s.version {
+			case 3:
+				codes[i] = f.options & 3 // MQTT 3.1 has no failure (3.9)
+			case 4:
+				codes[i] = 0x80 // the only one that 3.1.1 has (3.9.3)
+			}
 			continue
 		}
 		old := p.addSubscription(s, f.filter, f.options, identifier)
@@ -120,47 +128,52 @@ func (p *plane) addSubscriptions(s *session, identifier uint32, filters []filter
 		sub := s.subs[f.filter]
 		if sub.group == nil && !sent[f.filter] && (handling == 0 || handling == 1 && old == nil) { // [MQTT-3.3.1-9] to [MQTT-3.3.1-11]
 			sent[f.filter] = true
-			pubs = p.queueRetained(s, sub, b, pubs)
+			p.retained.match(sub.topic, func(_ string, m *storage.Message) bool {
+				found = append(found, retainedMatch{m, sub})
+				return true
+			})
 		}
 	}
-	return codes, rows, pubs
+	p.gen.Add(1)
+	// From here on only this session is held up. It gets nothing live before
+	// the retained messages are queued.
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	unlock()
+	return codes, rows, p.queueRetained(s, found, b)
+}
+
+// retainedMatch is a retained message and the new subscription that matches.
+type retainedMatch struct {
+	m   *storage.Message
+	sub *subscription
 }
 
 // maySubscribe checks one filter of a SUBSCRIBE and returns its reason code.
 func (p *plane) maySubscribe(s *session, f filterRequest) byte {
-	refused := func(reason byte) byte {
-		if s.version < 5 {
-			return 0x80 // the only failure that MQTT 3.1.1 has (3.9.3)
-		}
-		return reason
-	}
-	_, topic, shared, ok := splitShare(f.filter)
+	_, topic, _, ok := splitShare(f.filter)
 	if !ok || !validFilter(topic, p.cfg.MaxTopicBytes, p.cfg.MaxTopicLevels) {
-		return refused(reasonFilterInvalid)
-	}
-	if shared && f.options&4 != 0 { // [MQTT-3.8.3-4]
-		return refused(reasonProtocolError)
+		return reasonFilterInvalid
 	}
 	if len(s.subs) >= p.cfg.MaxSubscriptions && s.subs[f.filter] == nil {
-		return refused(reasonQuota)
+		return reasonQuota
 	}
 	if !p.acl.Load().allows(s.who, actionSubscribe, topic) {
-		return refused(reasonNotAuthorized)
+		return reasonNotAuthorized
 	}
 	return f.options & 3
 }
 
-// queueRetained queues the retained messages that a new subscription matches.
-// It appends what must be stored of them to pubs. p.mu is held.
-func (p *plane) queueRetained(s *session, sub *subscription, b *batch, pubs []*storage.Publication) []*storage.Publication {
+// queueRetained queues the retained messages that new subscriptions match. It
+// returns what must be stored of them. s.mu is held.
+func (p *plane) queueRetained(s *session, found []retainedMatch, b *batch) (pubs []*storage.Publication) {
 	acl := p.acl.Load()
 	now := p.now()
 	misses := 0
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	p.retained.match(sub.topic, func(topic string, m *storage.Message) bool {
-		if m.Expired(now) || acl.receive && !acl.allows(s.who, actionReceive, topic) {
-			return true
+	for _, f := range found {
+		m, sub := f.m, f.sub
+		if m.Expired(now) || acl.receive && !acl.allows(s.who, actionReceive, m.Topic) {
+			continue
 		}
 		if s.full(m.Size()) {
 			s.pump(b) // the client may be there to take some
@@ -170,7 +183,10 @@ func (p *plane) queueRetained(s *session, sub *subscription, b *batch, pubs []*s
 			if misses++; misses == 1 {
 				p.log.Warn("queue full, retained messages dropped", "client", s.clientID, "filter", sub.filter)
 			}
-			return misses < maxMisses && s.live < p.cfg.MaxQueueMessages
+			if misses >= maxMisses || s.live >= p.cfg.MaxQueueMessages {
+				break
+			}
+			continue
 		}
 		var ids []uint32
 		if sub.identifier != 0 {
@@ -181,8 +197,7 @@ func (p *plane) queueRetained(s *session, sub *subscription, b *batch, pubs []*s
 		if s.id != 0 && qos > 0 {
 			pubs = append(pubs, &storage.Publication{Message: m, Claims: []storage.Claim{e}})
 		}
-		return true
-	})
+	}
 	return pubs
 }
 

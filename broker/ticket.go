@@ -30,7 +30,6 @@ type ticket struct {
 	queue  *ackQueue
 	owed   atomic.Int32
 	ready  bool // guarded by queue.mu
-	quota  bool // counts against the client's Receive Maximum
 	kind   byte
 	reason byte
 	id     uint16
@@ -61,13 +60,16 @@ type ackQueue struct {
 	link    link // nil once the connection is gone
 	waiting []*ticket
 	head    int
-	quota   int               // tickets waiting that count against the Receive Maximum
 	changed func(pending int) // told, with mu held, when some have left
+
+	queued atomic.Int32 // tickets waiting
+	unsaid atomic.Int32 // of these, PUBACKs
+	open   atomic.Int32 // QoS 2 identifiers that this connection has in use
 }
 
 // issue appends a ticket that owes one thing to the caller.
 func (q *ackQueue) issue(kind byte, id uint16, reason byte) *ticket {
-	t := &ticket{queue: q, kind: kind, id: id, reason: reason, quota: kind == typePuback || kind == typePubrec}
+	t := &ticket{queue: q, kind: kind, id: id, reason: reason}
 	t.owed.Store(1)
 	q.mu.Lock()
 	if q.link != nil {
@@ -88,7 +90,7 @@ func (q *ackQueue) send(kind byte, id uint16, reason byte, b *batch) {
 		q.link.sendAck(kind, id, reason, nil, b)
 		return
 	}
-	q.push(&ticket{queue: q, kind: kind, id: id, reason: reason, ready: true, quota: kind == typePuback || kind == typePubrec})
+	q.push(&ticket{queue: q, kind: kind, id: id, reason: reason, ready: true})
 }
 
 func (q *ackQueue) push(t *ticket) {
@@ -98,8 +100,9 @@ func (q *ackQueue) push(t *ticket) {
 		q.waiting, q.head = q.waiting[:n], 0
 	}
 	q.waiting = append(q.waiting, t)
-	if t.quota {
-		q.quota++
+	q.queued.Add(1)
+	if t.kind == typePuback {
+		q.unsaid.Add(1)
 	}
 }
 
@@ -117,8 +120,9 @@ func (q *ackQueue) honour(t *ticket, b *batch) {
 		t := q.waiting[q.head]
 		q.waiting[q.head] = nil
 		q.head++
-		if t.quota {
-			q.quota--
+		q.queued.Add(-1)
+		if t.kind == typePuback {
+			q.unsaid.Add(-1)
 		}
 		q.link.sendAck(t.kind, t.id, t.reason, t.codes, b)
 		sent = true
@@ -131,25 +135,20 @@ func (q *ackQueue) honour(t *ticket, b *batch) {
 	}
 }
 
-// unacknowledged returns how many PUBLISH packets wait for their
-// acknowledgement.
-func (q *ackQueue) unacknowledged() int {
-	q.mu.Lock()
-	defer q.mu.Unlock()
-	return q.quota
-}
+// unacknowledged returns how many PUBLISH packets count against the Receive
+// Maximum: those of QoS 1 up to their PUBACK, those of QoS 2 up to their
+// PUBCOMP (4.9).
+func (q *ackQueue) unacknowledged() int { return int(q.unsaid.Load() + q.open.Load()) }
 
 // pending returns how many acknowledgements wait, of all kinds.
-func (q *ackQueue) pending() int {
-	q.mu.Lock()
-	defer q.mu.Unlock()
-	return len(q.waiting) - q.head
-}
+func (q *ackQueue) pending() int { return int(q.queued.Load()) }
 
 // close forgets what waits: the connection is gone, and the client will ask
 // again on the next one.
 func (q *ackQueue) close() {
 	q.mu.Lock()
-	q.link, q.waiting, q.head, q.quota = nil, nil, 0, 0
+	q.link, q.waiting, q.head = nil, nil, 0
+	q.queued.Store(0)
+	q.unsaid.Store(0)
 	q.mu.Unlock()
 }

@@ -3,6 +3,9 @@ package broker
 import (
 	"encoding/binary"
 	"errors"
+	"iter"
+	"slices"
+	"strings"
 	"unicode/utf8"
 
 	"penstock/storage"
@@ -30,10 +33,13 @@ const (
 // Reason codes (MQTT 5, 2.4) that the data plane itself uses.
 const (
 	reasonSuccess            = 0x00
+	reasonWithWill           = 0x04
+	reasonNoSubscribers      = 0x10
 	reasonNoSubscription     = 0x11
 	reasonUnspecified        = 0x80
 	reasonMalformed          = 0x81
 	reasonProtocolError      = 0x82
+	reasonImplementation     = 0x83
 	reasonUnsupportedVersion = 0x84
 	reasonClientIDInvalid    = 0x85
 	reasonBadCredentials     = 0x86
@@ -46,12 +52,15 @@ const (
 	reasonTakenOver          = 0x8E
 	reasonFilterInvalid      = 0x8F
 	reasonTopicInvalid       = 0x90
+	reasonIDInUse            = 0x91
 	reasonIDNotFound         = 0x92
 	reasonReceiveMaximum     = 0x93
 	reasonAliasInvalid       = 0x94
 	reasonTooLarge           = 0x95
+	reasonRate               = 0x96
 	reasonQuota              = 0x97
 	reasonAdministrative     = 0x98
+	reasonPayloadFormat      = 0x99
 )
 
 // Property identifiers (MQTT 5, 2.2.2.2) that we read or write.
@@ -63,11 +72,14 @@ const (
 	propCorrelationData   = 9
 	propSubscriptionID    = 11
 	propSessionExpiry     = 17
+	propAssignedID        = 18
+	propServerKeepAlive   = 19
 	propAuthMethod        = 21
 	propAuthData          = 22
 	propRequestProblem    = 23
 	propWillDelay         = 24
 	propRequestResponse   = 25
+	propResponseInfo      = 26
 	propServerReference   = 28
 	propReasonString      = 31
 	propReceiveMaximum    = 33
@@ -184,6 +196,9 @@ func (r *reader) varint() int {
 		b := r.byte()
 		v |= int(b&0x7F) << (7 * i)
 		if b < 0x80 {
+			if b == 0 && i > 0 {
+				r.fail("variable byte integer is longer than it must be") // [MQTT-1.5.5-1]
+			}
 			return v
 		}
 	}
@@ -227,6 +242,264 @@ func validText(b []byte) bool {
 		}
 	}
 	return ascii || utf8.Valid(b)
+}
+
+// How the value of a property is encoded (2.2.2.2).
+const (
+	propByte = iota + 1
+	propUint16
+	propUint32
+	propVarint
+	propText
+	propBinary
+	propPair
+)
+
+// propTypes has the encoding of every property that a client may send.
+var propTypes = [64]byte{
+	propPayloadFormat: propByte, propMessageExpiry: propUint32, propContentType: propText, propResponseTopic: propText,
+	propCorrelationData: propBinary, propSubscriptionID: propVarint, propSessionExpiry: propUint32, propAuthMethod: propText,
+	propAuthData: propBinary, propRequestProblem: propByte, propWillDelay: propUint32, propRequestResponse: propByte,
+	propServerReference: propText, propReasonString: propText, propReceiveMaximum: propUint16, propTopicAliasMaximum: propUint16,
+	propUser: propPair, propMaximumPacket: propUint32,
+}
+
+// The properties that a packet of a client may have, a bit for each.
+const (
+	userProps       = 1 << propUser
+	ackProps        = 1<<propReasonString | userProps
+	subscribeProps  = 1<<propSubscriptionID | userProps
+	disconnectProps = 1<<propSessionExpiry | 1<<propServerReference | ackProps
+	willProps       = 1<<propWillDelay | 1<<propPayloadFormat | 1<<propMessageExpiry | 1<<propContentType | 1<<propResponseTopic |
+		1<<propCorrelationData | userProps
+	connectProps = 1<<propSessionExpiry | 1<<propReceiveMaximum | 1<<propMaximumPacket | 1<<propTopicAliasMaximum |
+		1<<propRequestResponse | 1<<propRequestProblem | 1<<propAuthMethod | 1<<propAuthData | userProps
+)
+
+// property is one property as received.
+type property struct {
+	id   byte
+	num  uint32 // value of a number
+	text []byte // value of a string or of binary data
+	all  []byte // the whole property, to pass on
+}
+
+// properties reads the length and then the properties of a packet that may
+// have those of the bits given. They share the buffer.
+func (r *reader) properties(allowed uint64) iter.Seq[property] {
+	return func(yield func(property) bool) {
+		p := reader{buf: r.take(r.varint())}
+		var seen uint64
+		for len(p.buf) > 0 && p.err == nil {
+			rest := p.buf
+			v := property{id: p.byte()}
+			bit := uint64(1) << (v.id & 63)
+			if v.id > 63 || allowed&bit == 0 {
+				p.fail("property that this packet cannot have")
+				break
+			}
+			if seen&bit != 0 && v.id != propUser { // 2.2.2.2: a protocol error
+				p.err = protocolError("property sent twice")
+				break
+			}
+			seen |= bit
+			switch propTypes[v.id] {
+			case propByte:
+				v.num = uint32(p.byte())
+			case propUint16:
+				v.num = uint32(p.uint16())
+			case propUint32:
+				v.num = p.uint32()
+			case propVarint:
+				v.num = uint32(p.varint())
+			case propText:
+				v.text = p.text()
+			case propBinary:
+				v.text = p.binary()
+			case propPair:
+				p.text()
+				p.text()
+			}
+			if p.err != nil {
+				break
+			}
+			v.all = rest[:len(rest)-len(p.buf)]
+			if !yield(v) {
+				return
+			}
+		}
+		if p.err != nil {
+			r.err, r.buf = p.err, nil
+		}
+	}
+}
+
+// connectFrame is a received CONNECT. It shares nothing with the read buffer.
+type connectFrame struct {
+	version     byte
+	cleanStart  bool
+	keepAlive   uint16 // seconds; 0: none
+	clientID    string
+	username    string
+	password    []byte
+	hasUsername bool
+	will        *storage.Message // nil: none. Expires is an interval in milliseconds
+	willDelay   uint32           // seconds
+
+	// Of MQTT 5; what follows from the version for older ones.
+	expiry       uint32 // Session Expiry Interval, seconds
+	receiveMax   uint16
+	maxPacket    uint32 // 0: no bound
+	aliasMax     uint16
+	wantResponse bool // Request Response Information
+	noProblems   bool // Request Problem Information is 0
+}
+
+// errNotMQTT is what a CONNECT is that gets no answer.
+var errNotMQTT = errors.New("protocol is not MQTT")
+
+// parseConnect reads the body of a CONNECT (3.1). The frame's version is right
+// also with an error, for the answer; it has the high bit set where a bridge
+// of Mosquitto introduces itself.
+func parseConnect(body []byte) (*connectFrame, error) {
+	f := &connectFrame{receiveMax: 65535}
+	r := reader{buf: body}
+	name := string(r.binary())
+	f.version = r.byte()
+	if name != "MQTT" && name != "MQIsdp" {
+		return f, errNotMQTT // [MQTT-3.1.2-1]
+	}
+	if r.err == nil && name == "MQIsdp" && f.version != 3 {
+		f.version = 3 // it gets the answer of 3.1: the name says that it is not MQTT 5
+		return f, &wireError{reasonUnsupportedVersion, "protocol version of MQIsdp is not 3"}
+	}
+	if r.err == nil && name == "MQTT" && f.version != 4 && f.version != 5 {
+		return f, &wireError{reasonUnsupportedVersion, "protocol version is not 3, 4 or 5"} // [MQTT-3.1.2-2]
+	}
+	flags := r.byte()
+	f.keepAlive = r.uint16()
+	f.cleanStart = flags&2 != 0
+	hasWill, hasPassword := flags&4 != 0, flags&0x40 != 0
+	f.hasUsername = flags&0x80 != 0
+	switch {
+	case flags&1 != 0:
+		return f, malformed("reserved connect flag is set") // [MQTT-3.1.2-3]
+	case !hasWill && flags&0x38 != 0, flags&0x18 == 0x18:
+		return f, malformed("will flags contradict each other") // [MQTT-3.1.2-11] to [MQTT-3.1.2-15]
+	case f.version < 5 && hasPassword && !f.hasUsername:
+		return f, malformed("password without a user name") // [MQTT-3.1.2-22] of 3.1.1
+	}
+	method, data := false, false
+	if f.version == 5 {
+		for p := range r.properties(connectProps) {
+			switch p.id {
+			case propSessionExpiry:
+				f.expiry = p.num
+			case propReceiveMaximum:
+				f.receiveMax = uint16(p.num)
+				if p.num == 0 {
+					return f, protocolError("receive maximum 0") // 3.1.2.11.3
+				}
+			case propMaximumPacket:
+				f.maxPacket = p.num
+				if p.num == 0 {
+					return f, protocolError("maximum packet size 0") // 3.1.2.11.4
+				}
+			case propTopicAliasMaximum:
+				f.aliasMax = uint16(p.num)
+			case propRequestResponse, propRequestProblem:
+				if p.num > 1 {
+					return f, protocolError("request for information is neither 0 nor 1") // 3.1.2.11.6
+				}
+				f.wantResponse = f.wantResponse || p.id == propRequestResponse && p.num == 1
+				f.noProblems = f.noProblems || p.id == propRequestProblem && p.num == 0
+			case propAuthMethod:
+				method = true
+			case propAuthData:
+				data = true
+			}
+		}
+	} else if !f.cleanStart {
+		f.expiry = storage.NeverExpires
+	}
+	f.clientID = string(r.text()) // [MQTT-3.1.3-4]
+	if hasWill {
+		f.will = &storage.Message{QoS: flags >> 3 & 3, Retain: flags&0x20 != 0}
+		if f.version == 5 {
+			if err := f.parseWillProperties(&r); err != nil {
+				return f, err
+			}
+		}
+		f.will.Topic = string(r.text())
+		f.will.Payload = append([]byte{}, r.binary()...)
+	}
+	// MQTT 3.1 allows that a flag is set and its field is not there (3.1.3).
+	if f.hasUsername = f.hasUsername && (f.version > 3 || len(r.buf) > 0); f.hasUsername {
+		f.username = string(r.text())
+	}
+	if hasPassword && (f.version > 3 || len(r.buf) > 0) {
+		f.password = append([]byte{}, r.binary()...)
+	}
+	switch {
+	case r.err != nil:
+		return f, r.err
+	case len(r.buf) > 0:
+		return f, malformed("bytes behind a CONNECT")
+	case method:
+		return f, &wireError{reasonBadAuthMethod, "enhanced authentication is not supported"}
+	case data:
+		return f, protocolError("authentication data without a method") // 3.1.2.11.10
+	case f.clientID == "" && (f.version == 3 || f.version == 4 && !f.cleanStart):
+		return f, &wireError{reasonClientIDInvalid, "no client identifier"} // [MQTT-3.1.3-8] of 3.1.1
+	}
+	return f, nil
+}
+
+// parseWillProperties reads the properties of a will (3.1.3.2).
+func (f *connectFrame) parseWillProperties(r *reader) error {
+	for p := range r.properties(willProps) {
+		switch p.id {
+		case propWillDelay:
+			f.willDelay = p.num
+			continue
+		case propMessageExpiry:
+			f.will.Expires = max(1, int64(p.num)*1000) // 0 is never
+			continue
+		case propPayloadFormat:
+			if p.num > 1 {
+				return protocolError("payload format indicator is neither 0 nor 1")
+			}
+		case propResponseTopic:
+			if !validTopic(string(p.text), 0, 0) {
+				return protocolError("response topic is not a topic name") // [MQTT-3.3.2-14]
+			}
+		}
+		f.will.Properties = append(f.will.Properties, p.all...)
+	}
+	return nil
+}
+
+// appendProperty appends a property that is a string.
+func appendProperty(dst []byte, id byte, text string) []byte {
+	text = text[:min(len(text), 65535)]
+	dst = append(dst, id, byte(len(text)>>8), byte(len(text)))
+	return append(dst, text...)
+}
+
+// appendConnack appends a CONNACK (3.2). props are those of MQTT 5.
+func appendConnack(dst []byte, version byte, present bool, reason byte, props []byte) []byte {
+	flags := byte(0)
+	if present && version > 3 {
+		flags = 1
+	}
+	if version < 5 {
+		return append(dst, typeConnack<<4, 2, flags, reason)
+	}
+	dst = append(dst, typeConnack<<4)
+	dst = appendVarint(dst, 2+varintSize(len(props))+len(props))
+	dst = append(dst, flags, reason)
+	dst = appendVarint(dst, len(props))
+	return append(dst, props...)
 }
 
 // publishFrame is a received PUBLISH. Its slices share the read buffer.
@@ -337,30 +610,31 @@ func parsePublishProperties(r *reader, f *publishFrame, scratch *[]byte) {
 	f.properties = pass
 }
 
-// publishSize returns the size of the body (remaining length) of a PUBLISH to
-// a client of the given version, and of its properties alone.
-func publishSize(m *storage.Message, version, qos byte, expiry bool, ids []uint32) (body, props int) {
-	body = 2 + len(m.Topic) + len(m.Payload)
+// appendPublish appends a PUBLISH. expiry is the remaining Message Expiry
+// Interval in seconds, 0 for none [MQTT-3.3.2-6]. With an alias that is known
+// to the client the topic is left out; alias 0 is none.
+func appendPublish(dst []byte, m *storage.Message, version, qos byte, dup, retain bool, packetID uint16, expiry uint32, alias uint16, known bool, ids []uint32) []byte {
+	topic := m.Topic
+	if known {
+		topic = ""
+	}
+	body, props := 2+len(topic)+len(m.Payload), 0
 	if qos > 0 {
 		body += 2
 	}
-	if version < 5 {
-		return body, 0
+	if version == 5 {
+		props = len(m.Properties)
+		if expiry != 0 {
+			props += 5
+		}
+		if alias != 0 {
+			props += 3
+		}
+		for _, id := range ids {
+			props += 1 + varintSize(int(id))
+		}
+		body += varintSize(props) + props
 	}
-	props = len(m.Properties)
-	if expiry {
-		props += 5
-	}
-	for _, id := range ids {
-		props += 1 + varintSize(int(id))
-	}
-	return body + varintSize(props) + props, props
-}
-
-// appendPublish appends a PUBLISH. expiry is the remaining Message Expiry
-// Interval in seconds, 0 for none [MQTT-3.3.2-6].
-func appendPublish(dst []byte, m *storage.Message, version, qos byte, dup, retain bool, packetID uint16, expiry uint32, ids []uint32) []byte {
-	body, props := publishSize(m, version, qos, expiry != 0, ids)
 	first := byte(typePublish<<4) | qos<<1
 	if dup {
 		first |= 8
@@ -370,8 +644,8 @@ func appendPublish(dst []byte, m *storage.Message, version, qos byte, dup, retai
 	}
 	dst = append(dst, first)
 	dst = appendVarint(dst, body)
-	dst = append(dst, byte(len(m.Topic)>>8), byte(len(m.Topic)))
-	dst = append(dst, m.Topic...)
+	dst = append(dst, byte(len(topic)>>8), byte(len(topic)))
+	dst = append(dst, topic...)
 	if qos > 0 {
 		dst = append(dst, byte(packetID>>8), byte(packetID))
 	}
@@ -380,6 +654,9 @@ func appendPublish(dst []byte, m *storage.Message, version, qos byte, dup, retai
 		if expiry != 0 {
 			dst = append(dst, propMessageExpiry)
 			dst = binary.BigEndian.AppendUint32(dst, expiry)
+		}
+		if alias != 0 {
+			dst = append(dst, propTopicAlias, byte(alias>>8), byte(alias))
 		}
 		dst = append(dst, m.Properties...)
 		for _, id := range ids {
@@ -391,23 +668,35 @@ func appendPublish(dst []byte, m *storage.Message, version, qos byte, dup, retai
 }
 
 // appendAck appends a PUBACK, PUBREC, PUBREL or PUBCOMP (3.4 to 3.7). Reason 0
-// is left out, as 3.4.2.1 allows; MQTT 3.x has no reason.
-func appendAck(dst []byte, kind, version byte, packetID uint16, reason byte) []byte {
+// is left out, as 3.4.2.1 allows; MQTT 3.x has no reason. text, where not
+// empty, is the reason string.
+func appendAck(dst []byte, kind, version byte, packetID uint16, reason byte, text string) []byte {
 	first := kind << 4
 	if kind == typePubrel {
 		first |= 2 // [MQTT-3.6.1-1]
 	}
-	if version == 5 && reason != 0 {
+	switch {
+	case version < 5 || reason == 0:
+		return append(dst, first, 2, byte(packetID>>8), byte(packetID))
+	case text == "":
 		return append(dst, first, 3, byte(packetID>>8), byte(packetID), reason)
 	}
-	return append(dst, first, 2, byte(packetID>>8), byte(packetID))
+	props := 3 + len(text)
+	dst = append(dst, first)
+	dst = appendVarint(dst, 3+varintSize(props)+props)
+	dst = append(dst, byte(packetID>>8), byte(packetID), reason)
+	dst = appendVarint(dst, props)
+	return appendProperty(dst, propReasonString, text)
 }
 
 // parseAck reads a PUBACK, PUBREC, PUBREL or PUBCOMP.
 func parseAck(first byte, body []byte, version byte) (packetID uint16, reason byte, err error) {
-	want := byte(0)
-	if first>>4 == typePubrel {
+	kind, want := first>>4, byte(0)
+	if kind == typePubrel {
 		want = 2
+		if version == 3 {
+			first &^= dupFlag
+		}
 	}
 	if first&0x0F != want {
 		return 0, 0, malformed("reserved flags of an acknowledgement") // [MQTT-2.1.3-1]
@@ -417,37 +706,30 @@ func parseAck(first byte, body []byte, version byte) (packetID uint16, reason by
 	if version == 5 && len(r.buf) > 0 {
 		reason = r.byte()
 		if len(r.buf) > 0 {
-			skipReasonProperties(&r)
+			for range r.properties(ackProps) { // nobody wants to know
+			}
 		}
 	}
 	if r.err == nil && len(r.buf) > 0 {
 		r.fail("bytes behind an acknowledgement")
 	}
-	if r.err == nil && packetID == 0 {
-		return 0, 0, protocolError("packet identifier 0 in an acknowledgement")
+	switch {
+	case r.err != nil:
+	case packetID == 0:
+		r.err = protocolError("packet identifier 0 in an acknowledgement")
+	case kind <= typePubrec && !slices.Contains(ackReasons, reason),
+		kind >= typePubrel && reason != 0 && reason != reasonIDNotFound:
+		r.err = protocolError("reason code that this acknowledgement cannot have") // [MQTT-3.4.2-1] and its like
 	}
 	return packetID, reason, r.err
 }
 
-// skipReasonProperties checks properties of which only a reason string and
-// user properties are allowed.
-func skipReasonProperties(r *reader) {
-	p := reader{buf: r.take(r.varint())}
-	for len(p.buf) > 0 && p.err == nil {
-		switch p.byte() {
-		case propReasonString:
-			p.text()
-		case propUser:
-			p.text()
-			p.text()
-		default:
-			p.fail("property that this packet cannot have")
-		}
-	}
-	if p.err != nil {
-		r.err = p.err
-	}
-}
+// ackReasons are the reason codes of a PUBACK or PUBREC (3.4.2.1, 3.5.2.1).
+var ackReasons = []byte{0, reasonNoSubscribers, reasonUnspecified, reasonImplementation, reasonNotAuthorized, reasonTopicInvalid, reasonIDInUse, reasonQuota, reasonPayloadFormat}
+
+// dupFlag is the DUP flag of a fixed header. In MQTT 3.1 a client sets it also
+// in a PUBREL, SUBSCRIBE or UNSUBSCRIBE that it sends again (2.1 there).
+const dupFlag = 8
 
 // filterRequest is one topic filter of a SUBSCRIBE.
 type filterRequest struct {
@@ -457,31 +739,22 @@ type filterRequest struct {
 
 // parseSubscribe reads a SUBSCRIBE (3.8).
 func parseSubscribe(first byte, body []byte, version byte) (packetID uint16, identifier uint32, filters []filterRequest, err error) {
+	if version == 3 {
+		first &^= dupFlag
+	}
 	if first&0x0F != 2 {
 		return 0, 0, nil, malformed("reserved flags of a SUBSCRIBE") // [MQTT-3.8.1-1]
 	}
 	r := reader{buf: body}
 	packetID = r.uint16()
 	if version == 5 {
-		p := reader{buf: r.take(r.varint())}
-		seen := false
-		for len(p.buf) > 0 && p.err == nil {
-			switch p.byte() {
-			case propSubscriptionID:
-				identifier = uint32(p.varint())
-				if p.err == nil && (identifier == 0 || seen) {
-					return 0, 0, nil, protocolError("subscription identifier is 0, or sent twice") // 3.8.2.1.2
-				}
-				seen = true
-			case propUser:
-				p.text()
-				p.text()
-			default:
-				p.fail("property that a SUBSCRIBE cannot have")
+		for p := range r.properties(subscribeProps) {
+			if p.id != propSubscriptionID {
+				continue
 			}
-		}
-		if p.err != nil {
-			return 0, 0, nil, p.err
+			if identifier = p.num; identifier == 0 {
+				return 0, 0, nil, protocolError("subscription identifier 0") // 3.8.2.1.2
+			}
 		}
 	}
 	for len(r.buf) > 0 && r.err == nil {
@@ -489,8 +762,13 @@ func parseSubscribe(first byte, body []byte, version byte) (packetID uint16, ide
 		if r.err != nil {
 			break
 		}
-		if f.options&3 == 3 || version < 5 && f.options&^3 != 0 || f.options&0xC0 != 0 || f.options>>4&3 == 3 {
-			return 0, 0, nil, malformed("subscription options out of range") // [MQTT-3.8.3-5]
+		switch {
+		case version < 5 && (f.options&^3 != 0 || f.options == 3), f.options&0xC0 != 0:
+			return 0, 0, nil, malformed("reserved subscription options are set") // [MQTT-3.8.3-5]
+		case f.options&3 == 3, f.options>>4&3 == 3:
+			return 0, 0, nil, protocolError("subscription options out of range") // 3.8.3.1
+		case f.options&4 != 0 && strings.HasPrefix(f.filter, "$share/"):
+			return 0, 0, nil, protocolError("No Local on a shared subscription") // [MQTT-3.8.3-4]
 		}
 		filters = append(filters, f)
 	}
@@ -505,23 +783,16 @@ func parseSubscribe(first byte, body []byte, version byte) (packetID uint16, ide
 
 // parseUnsubscribe reads an UNSUBSCRIBE (3.10).
 func parseUnsubscribe(first byte, body []byte, version byte) (packetID uint16, filters []string, err error) {
+	if version == 3 {
+		first &^= dupFlag
+	}
 	if first&0x0F != 2 {
 		return 0, nil, malformed("reserved flags of an UNSUBSCRIBE") // [MQTT-3.10.1-1]
 	}
 	r := reader{buf: body}
 	packetID = r.uint16()
 	if version == 5 {
-		p := reader{buf: r.take(r.varint())}
-		for len(p.buf) > 0 && p.err == nil {
-			if p.byte() != propUser {
-				p.fail("property that an UNSUBSCRIBE cannot have")
-				break
-			}
-			p.text()
-			p.text()
-		}
-		if p.err != nil {
-			return 0, nil, p.err
+		for range r.properties(userProps) {
 		}
 	}
 	for len(r.buf) > 0 && r.err == nil {
@@ -537,11 +808,15 @@ func parseUnsubscribe(first byte, body []byte, version byte) (packetID uint16, f
 }
 
 // appendSuback appends a SUBACK or UNSUBACK with a reason code for each
-// filter. An UNSUBACK of MQTT 3.x has none.
-func appendSuback(dst []byte, kind, version byte, packetID uint16, reasons []byte) []byte {
-	n := 2
+// filter. An UNSUBACK of MQTT 3.x has none. text, where not empty, is the
+// reason string of MQTT 5.
+func appendSuback(dst []byte, kind, version byte, packetID uint16, reasons []byte, text string) []byte {
+	n, props := 2, 0
+	if text != "" && version == 5 {
+		props = 3 + len(text)
+	}
 	if version == 5 {
-		n++
+		n += varintSize(props) + props
 	}
 	if version == 5 || kind == typeSuback {
 		n += len(reasons)
@@ -550,12 +825,27 @@ func appendSuback(dst []byte, kind, version byte, packetID uint16, reasons []byt
 	dst = appendVarint(dst, n)
 	dst = append(dst, byte(packetID>>8), byte(packetID))
 	if version == 5 {
-		dst = append(dst, 0)
+		dst = appendVarint(dst, props)
+	}
+	if props > 0 {
+		dst = appendProperty(dst, propReasonString, text)
 	}
 	if version == 5 || kind == typeSuback {
 		dst = append(dst, reasons...)
 	}
 	return dst
+}
+
+// reasonTexts are the reason strings of what is refused. Where more is known,
+// that is said instead.
+var reasonTexts = map[byte]string{
+	reasonNotAuthorized:  "an access rule denies it",
+	reasonShuttingDown:   "the broker is being stopped",
+	reasonTakenOver:      "another connection uses this client identifier",
+	reasonFilterInvalid:  "topic filter is malformed, too long, or has too many levels",
+	reasonIDNotFound:     "no message with this packet identifier is under way",
+	reasonQuota:          "the bound that the broker was given for this is reached",
+	reasonAdministrative: "an administrator has closed the connection",
 }
 
 // disconnectFrame is a received DISCONNECT (3.14).
@@ -576,99 +866,37 @@ func parseDisconnect(body []byte, version byte) (disconnectFrame, error) {
 	r := reader{buf: body}
 	d.reason = r.byte()
 	if len(r.buf) > 0 {
-		p := reader{buf: r.take(r.varint())}
-		for len(p.buf) > 0 && p.err == nil {
-			switch p.byte() {
-			case propSessionExpiry:
-				if d.hasExpiry {
-					return d, protocolError("session expiry interval sent twice")
-				}
-				d.expiry, d.hasExpiry = p.uint32(), true
-			case propReasonString, propServerReference:
-				p.text()
-			case propUser:
-				p.text()
-				p.text()
-			default:
-				p.fail("property that a DISCONNECT cannot have")
+		for p := range r.properties(disconnectProps) {
+			if p.id == propSessionExpiry {
+				d.expiry, d.hasExpiry = p.num, true
 			}
-		}
-		if p.err != nil {
-			return d, p.err
 		}
 	}
 	if r.err == nil && len(r.buf) > 0 {
 		r.fail("bytes behind a DISCONNECT")
 	}
+	if r.err == nil && !slices.Contains(disconnectReasons, d.reason) {
+		r.err = protocolError("reason code that a client's DISCONNECT cannot have") // [MQTT-3.14.2-1]
+	}
 	return d, r.err
 }
 
-// checkConnect finds what is wrong with the properties of a CONNECT that mochi
-// lets pass: a property sent twice, and values out of range. Whatever else is
-// malformed is left to mochi.
-func checkConnect(body []byte) error {
-	r := reader{buf: body}
-	r.binary()
-	version, flags := r.byte(), r.byte()
-	r.uint16()
-	if r.err != nil || version != 5 {
-		return nil
-	}
-	if err := checkProperties(&r); err != nil {
-		return err
-	}
-	r.binary()
-	if flags&4 != 0 {
-		return checkProperties(&r)
-	}
-	return nil
+// disconnectReasons are the reason codes of a client's DISCONNECT (3.14.2.1).
+var disconnectReasons = []byte{
+	0, reasonWithWill, reasonUnspecified, reasonMalformed, reasonProtocolError, reasonImplementation, reasonTopicInvalid,
+	reasonReceiveMaximum, reasonAliasInvalid, reasonTooLarge, reasonRate, reasonQuota, reasonAdministrative, reasonPayloadFormat,
 }
 
-// checkProperties reads the properties of a CONNECT or of its will.
-func checkProperties(r *reader) error {
-	p := reader{buf: r.take(r.varint())}
-	var seen uint64
-	for len(p.buf) > 0 {
-		id := p.byte()
-		if id != propUser && id < 64 {
-			if seen&(1<<id) != 0 {
-				return protocolError("property sent twice")
-			}
-			seen |= 1 << id
-		}
-		ok := true
-		switch id {
-		case propPayloadFormat, propRequestProblem, propRequestResponse:
-			ok = p.byte() <= 1
-		case propSessionExpiry, propMessageExpiry, propWillDelay:
-			p.uint32()
-		case propMaximumPacket:
-			ok = p.uint32() > 0
-		case propReceiveMaximum:
-			ok = p.uint16() > 0
-		case propTopicAliasMaximum:
-			p.uint16()
-		case propResponseTopic:
-			ok = validTopic(string(p.text()), 0, 0)
-		case propContentType, propAuthMethod, propCorrelationData, propAuthData:
-			p.binary()
-		case propUser:
-			p.binary()
-			p.binary()
-		default:
-			return nil
-		}
-		if p.err != nil {
-			return nil
-		}
-		if !ok {
-			return protocolError("property out of range")
-		}
+// appendDisconnect appends a DISCONNECT of the server, of which MQTT 3.x has
+// none. text, where not empty, is the reason string.
+func appendDisconnect(dst []byte, reason byte, text string) []byte {
+	if text == "" {
+		return append(dst, typeDisconnect<<4, 1, reason)
 	}
-	return nil
-}
-
-// appendDisconnect appends a DISCONNECT of the server (MQTT 5 only).
-func appendDisconnect(dst []byte, reason byte) []byte {
-	return append(dst, typeDisconnect<<4, 1, reason)
+	props := 3 + len(text)
+	dst = append(dst, typeDisconnect<<4)
+	dst = appendVarint(dst, 1+varintSize(props)+props)
+	dst = append(dst, reason)
+	dst = appendVarint(dst, props)
+	return appendProperty(dst, propReasonString, text)
 }

@@ -235,7 +235,7 @@ func TestParseDisconnect(t *testing.T) {
 	}
 }
 
-func TestCheckConnect(t *testing.T) {
+func TestParseConnect(t *testing.T) {
 	hello := func(version, flags byte, rest ...[]byte) []byte {
 		return bytes.Join(append([][]byte{str("MQTT"), {version, flags, 0, 0}}, rest...), nil)
 	}
@@ -256,12 +256,56 @@ func TestCheckConnect(t *testing.T) {
 		{"will, payload format 2", hello(5, 6, []byte{0}, str("c"), props5([]byte{1, 2}), str("w"), str("")), reasonProtocolError},
 		{"will, delay twice", hello(5, 6, []byte{0}, str("c"), props5([]byte{24, 0, 0, 0, 1, 24, 0, 0, 0, 1}), str("w"), str("")), reasonProtocolError},
 		{"will, response topic with a wildcard", hello(5, 6, []byte{0}, str("c"), props5([]byte{8}, str("r/+")), str("w"), str("")), reasonProtocolError},
-		{"cut short: mochi's", hello(5, 2, []byte{9, 17}), 0},
-		{"empty: mochi's", nil, 0},
+		{"cut short", hello(5, 2, []byte{9, 17}), reasonMalformed},
+		{"empty", nil, 1},
+		{"other protocol", append(str("HTTP"), 4, 2, 0, 0, 0, 1, 'c'), 1},
+		{"level 6", hello(6, 2, str("c")), reasonUnsupportedVersion},
+		{"reserved flag", hello(4, 3, str("c")), reasonMalformed},
+		{"will QoS without a will", hello(4, 0x0A, str("c")), reasonMalformed},
+		{"will retain without a will", hello(4, 0x22, str("c")), reasonMalformed},
+		{"will QoS 3", hello(4, 0x1E, str("c"), str("w"), str("")), reasonMalformed},
+		{"password without a user name, v4", hello(4, 0x42, str("c"), str("p")), reasonMalformed},
+		{"password without a user name, v5", hello(5, 0x42, []byte{0}, str("c"), str("p")), 0},
+		{"client identifier not UTF-8", hello(4, 2, str("\xff")), reasonMalformed},
+		{"no client identifier, persistent", hello(4, 0, str("")), reasonClientIDInvalid},
+		{"no client identifier, v5", hello(5, 0, []byte{0}, str("")), 0},
+		{"bytes behind", hello(4, 2, str("c"), []byte{0}), reasonMalformed},
+		{"authentication method", hello(5, 2, props5([]byte{21}, str("m")), str("c")), reasonBadAuthMethod},
+		{"authentication data alone", hello(5, 2, props5([]byte{22}, str("d")), str("c")), reasonProtocolError},
+		{"property of a PUBLISH", hello(5, 2, props5([]byte{35, 0, 1}), str("c")), reasonMalformed},
+		{"property 200", hello(5, 2, props5([]byte{200}), str("c")), reasonMalformed},
+		{"will property in CONNECT", hello(5, 6, props5([]byte{24, 0, 0, 0, 1}), str("c"), []byte{0}, str("w"), str("")), reasonMalformed},
 	} {
-		if got := reasonOf(checkConnect(tc.body)); got != tc.want {
-			t.Errorf("%s: got %#x, want %#x", tc.name, got, tc.want)
+		_, err := parseConnect(tc.body)
+		got := reasonOf(err)
+		if err == errNotMQTT {
+			got = 1
 		}
+		if got != tc.want {
+			t.Errorf("%s: got %#x (%v), want %#x", tc.name, got, err, tc.want)
+		}
+	}
+	// Cut short anywhere, it is malformed; and what it says is read.
+	will := props5([]byte{24, 0, 0, 0, 7, 2, 0, 0, 0, 9, 3}, str("t"))
+	whole := hello(5, 0xEE, props5([]byte{17, 0, 0, 0, 8, 33, 0, 5, 39, 0, 0, 1, 0, 34, 0, 6, 25, 1, 23, 0}), str("c"), will, str("w"), str("gone"), str("u"), str("p"))
+	for n := 10; n < len(whole); n++ { // before that it may be no MQTT at all
+		if _, err := parseConnect(whole[:n]); reasonOf(err) != reasonMalformed {
+			t.Errorf("cut after %d bytes: got %v, want it malformed", n, err)
+		}
+	}
+	f, err := parseConnect(whole)
+	want := connectFrame{
+		version: 5, cleanStart: true, clientID: "c", username: "u", password: []byte("p"), hasUsername: true, willDelay: 7,
+		expiry: 8, receiveMax: 5, maxPacket: 256, aliasMax: 6, wantResponse: true, noProblems: true,
+		will: &storage.Message{Topic: "w", Payload: []byte("gone"), Properties: append([]byte{3}, str("t")...), QoS: 1, Retain: true, Expires: 9000},
+	}
+	if err != nil || !reflect.DeepEqual(*f, want) {
+		t.Errorf("got %+v, will %+v, %v; want %+v, will %+v", f, f.will, err, want, want.will)
+	}
+	// MQTT 3.1, 3.1.3: the flag may be set and the field missing.
+	f, err = parseConnect(append(str("MQIsdp"), 3, 0xC2, 0, 0, 0, 1, 'c'))
+	if err != nil || f.hasUsername {
+		t.Errorf("MQTT 3.1 without the announced user name: got %+v, %v; want no user name", f, err)
 	}
 }
 
@@ -272,18 +316,26 @@ func TestAppend(t *testing.T) {
 		got  []byte
 		want []byte
 	}{
-		{"PUBLISH v4", appendPublish(nil, m, 4, 0, false, false, 0, 9, []uint32{1}), []byte{0x30, 4, 0, 1, 'a', 'p'}},
-		{"PUBLISH v3, all flags", appendPublish(nil, m, 3, 2, true, true, 258, 0, nil), []byte{0x3D, 6, 0, 1, 'a', 1, 2, 'p'}},
-		{"PUBLISH v5", appendPublish(nil, m, 5, 1, false, false, 3, 9, []uint32{1, 128}), []byte{0x32, 19, 0, 1, 'a', 0, 3, 12, 2, 0, 0, 0, 9, 1, 1, 11, 1, 11, 0x80, 1, 'p'}},
-		{"PUBACK", appendAck(nil, typePuback, 5, 258, 0), []byte{0x40, 2, 1, 2}},
-		{"PUBACK with a reason", appendAck(nil, typePuback, 5, 1, 0x87), []byte{0x40, 3, 0, 1, 0x87}},
-		{"PUBACK v4 with a reason", appendAck(nil, typePuback, 4, 1, 0x87), []byte{0x40, 2, 0, 1}},
-		{"PUBREL", appendAck(nil, typePubrel, 4, 1, 0), []byte{0x62, 2, 0, 1}},
-		{"SUBACK v4", appendSuback(nil, typeSuback, 4, 1, []byte{0, 0x80}), []byte{0x90, 4, 0, 1, 0, 0x80}},
-		{"SUBACK v5", appendSuback(nil, typeSuback, 5, 1, []byte{2, 0x8F}), []byte{0x90, 5, 0, 1, 0, 2, 0x8F}},
-		{"UNSUBACK v4", appendSuback(nil, typeUnsuback, 4, 1, []byte{0}), []byte{0xB0, 2, 0, 1}},
-		{"UNSUBACK v5", appendSuback(nil, typeUnsuback, 5, 1, []byte{0, 0x11}), []byte{0xB0, 5, 0, 1, 0, 0, 0x11}},
-		{"DISCONNECT", appendDisconnect(nil, 0x8E), []byte{0xE0, 1, 0x8E}},
+		{"PUBLISH v4", appendPublish(nil, m, 4, 0, false, false, 0, 9, 0, false, []uint32{1}), []byte{0x30, 4, 0, 1, 'a', 'p'}},
+		{"PUBLISH v3, all flags", appendPublish(nil, m, 3, 2, true, true, 258, 0, 0, false, nil), []byte{0x3D, 6, 0, 1, 'a', 1, 2, 'p'}},
+		{"PUBLISH v5", appendPublish(nil, m, 5, 1, false, false, 3, 9, 0, false, []uint32{1, 128}), []byte{0x32, 19, 0, 1, 'a', 0, 3, 12, 2, 0, 0, 0, 9, 1, 1, 11, 1, 11, 0x80, 1, 'p'}},
+		{"PUBACK", appendAck(nil, typePuback, 5, 258, 0, ""), []byte{0x40, 2, 1, 2}},
+		{"PUBACK with a reason", appendAck(nil, typePuback, 5, 1, 0x87, ""), []byte{0x40, 3, 0, 1, 0x87}},
+		{"PUBACK v4 with a reason", appendAck(nil, typePuback, 4, 1, 0x87, ""), []byte{0x40, 2, 0, 1}},
+		{"PUBREL", appendAck(nil, typePubrel, 4, 1, 0, ""), []byte{0x62, 2, 0, 1}},
+		{"SUBACK v4", appendSuback(nil, typeSuback, 4, 1, []byte{0, 0x80}, ""), []byte{0x90, 4, 0, 1, 0, 0x80}},
+		{"SUBACK v5", appendSuback(nil, typeSuback, 5, 1, []byte{2, 0x8F}, ""), []byte{0x90, 5, 0, 1, 0, 2, 0x8F}},
+		{"UNSUBACK v4", appendSuback(nil, typeUnsuback, 4, 1, []byte{0}, ""), []byte{0xB0, 2, 0, 1}},
+		{"UNSUBACK v5", appendSuback(nil, typeUnsuback, 5, 1, []byte{0, 0x11}, ""), []byte{0xB0, 5, 0, 1, 0, 0, 0x11}},
+		{"PUBLISH with a new alias", appendPublish(nil, m, 5, 0, false, false, 0, 0, 7, false, nil), []byte{0x30, 10, 0, 1, 'a', 5, 35, 0, 7, 1, 1, 'p'}},
+		{"PUBLISH with a known alias", appendPublish(nil, m, 5, 0, false, false, 0, 0, 7, true, nil), []byte{0x30, 9, 0, 0, 5, 35, 0, 7, 1, 1, 'p'}},
+		{"PUBACK with a reason string", appendAck(nil, typePuback, 5, 1, 0x87, "no"), []byte{0x40, 9, 0, 1, 0x87, 5, 31, 0, 2, 'n', 'o'}},
+		{"SUBACK with a reason string", appendSuback(nil, typeSuback, 5, 1, []byte{0x87}, "no"), []byte{0x90, 9, 0, 1, 5, 31, 0, 2, 'n', 'o', 0x87}},
+		{"DISCONNECT with a reason string", appendDisconnect(nil, 0x8E, "no"), []byte{0xE0, 7, 0x8E, 5, 31, 0, 2, 'n', 'o'}},
+		{"CONNACK v3", appendConnack(nil, 3, true, 0, nil), []byte{0x20, 2, 0, 0}},
+		{"CONNACK v4", appendConnack(nil, 4, true, 0, nil), []byte{0x20, 2, 1, 0}},
+		{"CONNACK v5", appendConnack(nil, 5, false, 0x87, []byte{36, 1}), []byte{0x20, 5, 0, 0x87, 2, 36, 1}},
+		{"DISCONNECT", appendDisconnect(nil, 0x8E, ""), []byte{0xE0, 1, 0x8E}},
 	} {
 		if !bytes.Equal(tc.got, tc.want) {
 			t.Errorf("%s: got % x, want % x", tc.name, tc.got, tc.want)
@@ -316,7 +368,7 @@ func FuzzFrame(f *testing.F) {
 		first, body := in[0], in[header:min(size, len(in))]
 		_, _, _ = parseAck(first, body, version)
 		_, _ = parseDisconnect(body, version)
-		_ = checkConnect(body)
+		_, _ = parseConnect(body)
 		if id, _, filters, err := parseSubscribe(first, body, version); err == nil && (id == 0 || len(filters) == 0) {
 			t.Errorf("% x: SUBSCRIBE with identifier %d and %d filters", in, id, len(filters))
 		}
@@ -333,7 +385,7 @@ func FuzzFrame(f *testing.F) {
 			return
 		}
 		m := &storage.Message{Topic: string(p.topic), Payload: p.payload, Properties: p.properties}
-		out := appendPublish(nil, m, version, p.qos, p.dup, p.retain, p.packetID, p.expiry, nil)
+		out := appendPublish(nil, m, version, p.qos, p.dup, p.retain, p.packetID, p.expiry, 0, false, nil)
 		size, header, err = frameSize(out)
 		if err != nil || size != len(out) || out[0] != first {
 			t.Fatalf("% x: written as % x: size %d of %d, %v", in, out, size, len(out), err)

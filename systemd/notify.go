@@ -1,6 +1,6 @@
 // Package systemd tells the service manager how the service is: sd_notify and
-// the service watchdog, without libsystemd. Beside it are the unit file and
-// what it needs (README.md). Outside systemd everything here does nothing.
+// the service watchdog, and takes the sockets that it passes, without
+// libsystemd. Beside it are the unit files and what they need (README.md). Outside systemd everything here does nothing.
 package systemd
 
 import (

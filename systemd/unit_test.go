@@ -10,7 +10,10 @@ import (
 	"time"
 )
 
-const unitFile = "penstock.service"
+const (
+	unitFile   = "penstock.service"
+	socketFile = "penstock.socket"
+)
 
 // threshold is the exposure, in tenths, that `systemd-analyze security` reports
 // for the unit as it is. What remains is what a broker on a gateway is for:
@@ -33,20 +36,22 @@ func tool(t *testing.T, name string, args ...string) (output string, err error) 
 }
 
 // rooted lays the unit out in a folder as it is installed, with what it starts.
-func rooted(t *testing.T, unit []byte) (root string) {
+func rooted(t *testing.T, unit, socket []byte) (root string) {
 	t.Helper()
 	root = t.TempDir()
 	for path, f := range map[string]struct {
 		content []byte
 		mode    os.FileMode
 	}{
-		"etc/systemd/system/" + unitFile: {unit, 0o644},
-		"usr/bin/penstock":               {[]byte("#!/bin/sh\n"), 0o755},
-		"bin/kill":                       {[]byte("#!/bin/sh\n"), 0o755},
+		"etc/systemd/system/" + unitFile:   {unit, 0o644},
+		"etc/systemd/system/" + socketFile: {socket, 0o644},
+		"usr/bin/penstock":                 {[]byte("#!/bin/sh\n"), 0o755},
+		"bin/kill":                         {[]byte("#!/bin/sh\n"), 0o755},
 		// What the unit names, or systemd takes for granted.
 		"etc/systemd/system/network.target":    {[]byte("[Unit]\n"), 0o644},
 		"etc/systemd/system/sysinit.target":    {[]byte("[Unit]\n"), 0o644},
 		"etc/systemd/system/basic.target":      {[]byte("[Unit]\n"), 0o644},
+		"etc/systemd/system/sockets.target":    {[]byte("[Unit]\n"), 0o644},
 		"etc/systemd/system/shutdown.target":   {[]byte("[Unit]\n"), 0o644},
 		"etc/systemd/system/multi-user.target": {[]byte("[Unit]\n"), 0o644},
 	} {
@@ -63,16 +68,38 @@ func rooted(t *testing.T, unit []byte) (root string) {
 
 func verify(t *testing.T, unit []byte) (output string, err error) {
 	t.Helper()
-	return tool(t, "systemd-analyze", "verify", "--man=no", "--root="+rooted(t, unit), unitFile)
+	return tool(t, "systemd-analyze", "verify", "--man=no", "--root="+rooted(t, unit, readFile(t, socketFile)), unitFile)
+}
+
+func verifySocket(t *testing.T, socket []byte) (output string, err error) {
+	t.Helper()
+	return tool(t, "systemd-analyze", "verify", "--man=no", "--root="+rooted(t, readUnit(t), socket), socketFile)
+}
+
+func TestSocketVerifies(t *testing.T) {
+	socket := readFile(t, socketFile)
+	if out, err := verifySocket(t, socket); err != nil || out != "" {
+		t.Errorf("systemd-analyze verify: %v\n%s", err, out)
+	}
+	for _, c := range [][2]string{{"ListenStream=1883", "ListenStream=here"}, {"NoDelay=", "Delay="}} {
+		if out, err := verifySocket(t, []byte(strings.ReplaceAll(string(socket), c[0], c[1]))); err == nil && out == "" {
+			t.Errorf("systemd-analyze verify is content with %s", c[1])
+		}
+	}
+}
+
+func readFile(t *testing.T, name string) []byte {
+	t.Helper()
+	b, err := os.ReadFile(name)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return b
 }
 
 func readUnit(t *testing.T) []byte {
 	t.Helper()
-	unit, err := os.ReadFile(unitFile)
-	if err != nil {
-		t.Fatal(err)
-	}
-	return unit
+	return readFile(t, unitFile)
 }
 
 // systemd-analyze warns of a key that it does not know and still ends with 0.

@@ -33,6 +33,7 @@ type broker struct {
 	path    string
 	version string
 	env     []string
+	metrics bool // it has some to be read over HTTP
 	// configure returns the arguments for a data directory, and the address,
 	// which is empty when the broker chooses one and prints it.
 	configure func(dir string, s setup) (args []string, addr string, err error)
@@ -49,6 +50,7 @@ type setup struct {
 	persistent bool   // sessions on disk, for those that must be told
 	tls        bool   // a TLS listener beside the plain one, at tlsAddr
 	tlsAddr    string // set by start
+	httpAddr   string // where metrics are to be had; set by start, empty if there are none
 }
 
 // newPenstock returns Penstock with some access rules in force, so that their
@@ -63,7 +65,7 @@ func newPenstock(ctx context.Context, path string) (*broker, error) {
 	}
 	return &broker{
 		name: penstockName, path: abs, version: versionOf(ctx, abs, "version"),
-		env:  []string{"PENSTOCK_ADMIN_PASSWORD=benchmark-only"},
+		env: []string{"PENSTOCK_ADMIN_PASSWORD=benchmark-only"}, metrics: true,
 		seed: putRules,
 		configure: func(dir string, s setup) ([]string, string, error) {
 			addr, err := freeAddress()
@@ -71,19 +73,21 @@ func newPenstock(ctx context.Context, path string) (*broker, error) {
 				return nil, "", err
 			}
 			file := filepath.Join(dir, "penstock.toml")
-			args := []string{"serve", "--dev", "--config", file, "--data", dir, "--mqtt", addr, "--http", "127.0.0.1:0"}
-			return args, addr, os.WriteFile(file, []byte(penstockConfig(addr, dir, s)), 0o600)
+			return []string{"serve", "--config", file}, addr, os.WriteFile(file, []byte(penstockConfig(addr, dir, s)), 0o600)
 		},
 	}, nil
 }
 
-// penstockConfig opens the one bound that 10,000 idle clients, and a few that
-// publish, would meet; all else is as shipped.
+// penstockConfig says where things are, and opens the one bound that 10,000
+// idle clients, and a few that publish, would meet; all else is as shipped.
 func penstockConfig(addr, dir string, s setup) string {
 	var b strings.Builder
-	b.WriteString("[broker]\nmax_connections = 20000\n")
+	fmt.Fprintf(&b, "[storage]\ndir = %q\n", dir)
+	fmt.Fprintf(&b, "[api]\nhttp = %q\n", s.httpAddr)
+	b.WriteString("[hw]\nbackend = \"off\"\n")
+	b.WriteString("[broker]\nmax_connections = 15000\n")
+	fmt.Fprintf(&b, "[[broker.listener]]\nname = \"tcp\"\naddress = %q\n", addr)
 	if s.tls {
-		fmt.Fprintf(&b, "[[broker.listener]]\nname = \"tcp\"\naddress = %q\n", addr)
 		fmt.Fprintf(&b, "[[broker.listener]]\nname = \"tls\"\naddress = %q\ntls_cert = %q\ntls_key = %q\n",
 			s.tlsAddr, filepath.Join(dir, certFile), filepath.Join(dir, keyFile))
 	}
@@ -201,6 +205,12 @@ func (b *broker) start(ctx context.Context, dir string, s setup) (*process, erro
 			return nil, err
 		}
 	}
+	if b.metrics {
+		var err error
+		if s.httpAddr, err = freeAddress(); err != nil {
+			return nil, err
+		}
+	}
 	args, addr, err := b.configure(dir, s)
 	if err != nil {
 		return nil, fmt.Errorf("%s: %w", b.name, err)
@@ -287,17 +297,14 @@ func (p *process) stop() {
 // would at its most eager, until ctx ends. Brokers without metrics have none
 // to read. It returns how often it succeeded.
 func (p *process) scrape(ctx context.Context) int {
-	var addr string
-	select {
-	case addr = <-p.output.http:
-	case <-ctx.Done():
+	if p.setup.httpAddr == "" {
 		return 0
 	}
 	n := 0
 	tick := time.NewTicker(time.Second)
 	defer tick.Stop()
 	for {
-		if getMetrics(ctx, addr) == nil {
+		if getMetrics(ctx, p.setup.httpAddr) == nil {
 			n++
 		}
 		select {
@@ -325,10 +332,10 @@ func getMetrics(ctx context.Context, addr string) error {
 	return err
 }
 
-// An output takes what a broker prints: it looks for the addresses it listens
+// An output takes what a broker prints: it looks for the address that it listens
 // on, and keeps the last lines for an error message.
 type output struct {
-	mqtt, http chan string // one address each
+	mqtt chan string // one address
 
 	mu    sync.Mutex
 	line  []byte
@@ -341,7 +348,7 @@ const (
 )
 
 func newOutput() *output {
-	return &output{mqtt: make(chan string, 1), http: make(chan string, 1)}
+	return &output{mqtt: make(chan string, 1)}
 }
 
 // Write splits at carriage returns too, with which a terminal display
@@ -370,12 +377,10 @@ func (o *output) endLine() {
 	if len(o.lines) > keptLines {
 		o.lines = o.lines[1:]
 	}
-	for name, to := range map[string]chan string{"mqtt": o.mqtt, "http": o.http} {
-		if addr, ok := listenAddress(line, name); ok {
-			select {
-			case to <- addr:
-			default:
-			}
+	if addr, ok := listenAddress(line); ok {
+		select {
+		case o.mqtt <- addr:
+		default:
 		}
 	}
 }
@@ -386,14 +391,14 @@ func (o *output) tail() string {
 	return strings.Join(o.lines, "\n")
 }
 
-// listenAddress finds the address in what Penstock prints when it is ready, for
-// mqtt or http: "mqtt  tcp   127.0.0.1:40123", "http        http://127.0.0.1:40124".
-func listenAddress(line, protocol string) (string, bool) {
+// listenAddress finds the address in what Penstock's trial mode prints when it
+// is ready: "mqtt  tcp   127.0.0.1:40123".
+func listenAddress(line string) (string, bool) {
 	fields := strings.Fields(line)
-	if len(fields) < 2 || fields[0] != protocol {
+	if len(fields) < 2 || fields[0] != "mqtt" {
 		return "", false
 	}
-	addr := strings.TrimPrefix(fields[len(fields)-1], "http://")
+	addr := fields[len(fields)-1]
 	_, _, err := net.SplitHostPort(addr)
 	return addr, err == nil
 }

@@ -112,14 +112,16 @@ func TestMosquittoConfig(t *testing.T) {
 }
 
 func TestPenstockConfig(t *testing.T) {
-	const plain = "[broker]\nmax_connections = 20000\n"
-	if got := penstockConfig("127.0.0.1:4711", "/data", setup{}); got != plain {
-		t.Errorf("got %q, want %q", got, plain)
+	plain := penstockConfig("127.0.0.1:4711", "/data", setup{httpAddr: "127.0.0.1:4713"})
+	for _, want := range []string{"dir = \"/data\"\n", "http = \"127.0.0.1:4713\"\n", "max_connections = ", "\naddress = \"127.0.0.1:4711\"\n"} {
+		if !strings.Contains(plain, want) {
+			t.Errorf("%q lacks %q", plain, want)
+		}
 	}
-	got := penstockConfig("127.0.0.1:4711", "/data", setup{tls: true, tlsAddr: "127.0.0.1:4712"})
-	for _, want := range []string{plain, "\naddress = \"127.0.0.1:4711\"\n", "\naddress = \"127.0.0.1:4712\"\n", "\"/data/bench-cert.pem\"", "\"/data/bench-key.pem\""} {
-		if !strings.Contains(got, want) {
-			t.Errorf("with TLS: %q lacks %q", got, want)
+	secure := penstockConfig("127.0.0.1:4711", "/data", setup{tls: true, tlsAddr: "127.0.0.1:4712"})
+	for _, want := range []string{"\naddress = \"127.0.0.1:4712\"\n", "\"/data/bench-cert.pem\"", "\"/data/bench-key.pem\""} {
+		if !strings.Contains(secure, want) || strings.Contains(plain, want) {
+			t.Errorf("%q should have %q, and %q should not", secure, want, plain)
 		}
 	}
 }
@@ -143,17 +145,15 @@ func TestPutRules(t *testing.T) {
 }
 
 func TestListenAddress(t *testing.T) {
-	tests := []struct{ line, protocol, want string }{
-		{"  mqtt  tcp   127.0.0.1:40123", "mqtt", "127.0.0.1:40123"},
-		{"  http        http://127.0.0.1:40124", "http", "127.0.0.1:40124"},
-		{"  http        http://127.0.0.1:40124", "mqtt", ""},
-		{"  mqtt  tcp   somewhere", "mqtt", ""},
-		{"  try         mosquitto_sub -p 40123", "mqtt", ""},
-		{"", "mqtt", ""},
-	}
-	for _, tt := range tests {
-		if got, ok := listenAddress(tt.line, tt.protocol); ok != (tt.want != "") || ok && got != tt.want {
-			t.Errorf("%s in %q: got %q, %t, want %q", tt.protocol, tt.line, got, ok, tt.want)
+	for line, want := range map[string]string{
+		"  mqtt  tcp   127.0.0.1:40123":        "127.0.0.1:40123",
+		"  http        http://127.0.0.1:40124": "",
+		"  mqtt  tcp   somewhere":              "",
+		"  try         mosquitto_sub -p 40123": "",
+		"":                                     "",
+	} {
+		if got, ok := listenAddress(line); ok != (want != "") || ok && got != want {
+			t.Errorf("in %q: got %q, %t, want %q", line, got, ok, want)
 		}
 	}
 }
@@ -186,7 +186,7 @@ func TestParseOptions(t *testing.T) {
 	if want := "go run ./bench -scenario fan -rounds 2 -messages 7 -mosquitto none"; o.command != want {
 		t.Errorf("command %q, want %q", o.command, want)
 	}
-	if o, err := parse([]string{"-quick", "-tls", "-profile", "there"}, &quiet); err != nil || o.rounds != 1 || o.load.time != time.Second || !o.tls || o.profiles != "there" {
+	if o, err := parse([]string{"-quick", "-profile", "there"}, &quiet); err != nil || o.rounds != 1 || o.load.time != time.Second || o.profiles != "there" {
 		t.Errorf("-quick: got %+v, error %v", o, err)
 	}
 	for _, args := range [][]string{

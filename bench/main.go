@@ -68,7 +68,6 @@ type options struct {
 	only                *regexp.Regexp
 	rounds              int
 	load                load
-	tls                 bool
 	profiles            string
 	command             string
 }
@@ -87,7 +86,6 @@ func parse(args []string, stderr io.Writer) (options, error) {
 	f.DurationVar(&o.load.settle, "settle", 10*time.Second, "how long memory of idle clients settles before it is read")
 	quick := f.Bool("quick", false, "one round of short times, to try something: as -rounds 1 -time 1s -settle 3s")
 	f.StringVar(&o.profiles, "profile", "", "run each scenario once more with Penstock, and leave what perf records in this `folder`")
-	f.BoolVar(&o.tls, "tls", false, "run scenarios with TLS too")
 	if err := f.Parse(args); err != nil {
 		return o, err
 	}
@@ -152,7 +150,7 @@ func (o options) measure(ctx context.Context, progress io.Writer) error {
 
 	failures := 0
 	for _, s := range scenarios() {
-		if !o.only.MatchString(s.name) || s.tls && !o.tls {
+		if !o.only.MatchString(s.name) {
 			continue
 		}
 		res := o.compare(ctx, s, r.brokers, progress)

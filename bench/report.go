@@ -273,8 +273,8 @@ func (r report) method(p printer) {
 	p("- Bytes written to disk are what the kernel accounts to the broker (`write_bytes` in /proc/PID/io), up to")
 	p("  %s after the end, as is CPU. `wchar` is what it passed to write(2), sockets included.", settle)
 	p("- Memory of idle clients is read %s after the last of them has done something.", r.load.settle)
-	p("- Penstock has %d access rules in force, its journal on, and its metrics read once a second if it prints where", len(accessRules))
-	p("  they are. Mosquitto has no access rules, no queue limit, no connection limit, 1,000 messages in flight at most,")
+	p("- Penstock has %d access rules in force, its journal on, and its metrics read once a second.", len(accessRules))
+	p("  Mosquitto has no access rules, no queue limit, no connection limit, 1,000 messages in flight at most,")
 	p("  and persistence only where the scenario says so.")
 	p("")
 }

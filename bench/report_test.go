@@ -330,7 +330,8 @@ const perfReport = `
     52.00%    31.00%           310  [k] tcp_sendmsg
     23.66%    22.00%           220  [.] penstock/broker.(*conn).next
     12.00%    12.00%           120  [.] runtime.memmove
-    10.00%    10.00%           100  [.] runtime.lock2
+     7.00%     7.00%            70  [.] runtime.lock2
+     3.00%     3.00%            30  [.] penstock/broker.(*conn).sendPublish.deferwrap1
      9.00%     9.00%            90  [.] runtime.mallocgc
      8.00%     8.00%            80  [.] github.com/mochi-mqtt/server/v2/packets.(*Packet).ConnectDecode
      4.00%     4.00%            40  [.] modernc.org/sqlite/lib.Xsqlite3_step

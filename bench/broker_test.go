@@ -7,6 +7,8 @@ import (
 	"log/slog"
 	"os"
 	"os/signal"
+	"path/filepath"
+	"slices"
 	"strings"
 	"syscall"
 	"testing"
@@ -19,6 +21,9 @@ import (
 const beBroker = "BENCH_TEST_BROKER"
 
 func TestMain(m *testing.M) {
+	if filepath.Base(os.Args[0]) == "perf" {
+		os.Exit(bePerf(os.Args[1:]))
+	}
 	switch os.Getenv(beBroker) {
 	case "serve":
 		ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGTERM)
@@ -37,6 +42,61 @@ func TestMain(m *testing.M) {
 		os.Exit(1)
 	}
 	os.Exit(m.Run())
+}
+
+// bePerf is perf as far as profileOne wants it: it records until it is
+// interrupted, and reports what perfReport says.
+func bePerf(args []string) int {
+	if args[0] == "report" {
+		fmt.Print(perfReport)
+		return 0
+	}
+	interrupted := make(chan os.Signal, 1)
+	signal.Notify(interrupted, syscall.SIGINT)
+	if os.Getenv("BENCH_TEST_PERF") == "broken" {
+		fmt.Println("no permission today")
+		return 1
+	}
+	if err := os.WriteFile(args[slices.Index(args, "-o")+1], []byte(strings.Join(args, " ")), 0o600); err != nil {
+		return 1
+	}
+	<-interrupted
+	return 130
+}
+
+func TestProfileOne(t *testing.T) {
+	self, err := os.Executable()
+	if err != nil {
+		t.Fatal(err)
+	}
+	tools := t.TempDir()
+	if err := os.Symlink(self, filepath.Join(tools, "perf")); err != nil {
+		t.Fatal(err)
+	}
+	t.Setenv("PATH", tools)
+	pid := 0
+	s := scenario{name: "one", run: func(ctx context.Context, tg target, l load) ([]phase, error) {
+		pid = tg.pid
+		return pairs(v311, 0, payloadBytes).run(ctx, tg, l)
+	}}
+	b, dir := fakeBroker(t, "serve"), filepath.Join(t.TempDir(), "profiles")
+	p, err := profileOne(t.Context(), b, s, load{messages: 40}, dir)
+	if err != nil || p.samples != 1000 || p.scenario.name != "one" {
+		t.Errorf("got %+v, error %v", p, err)
+	}
+	called, err := os.ReadFile(filepath.Join(dir, "one.perf"))
+	if err != nil || !strings.HasSuffix(string(called), fmt.Sprintf("-p %d", pid)) {
+		t.Errorf("perf was called with %q, error %v, want the broker's process %d", called, err, pid)
+	}
+
+	t.Setenv("BENCH_TEST_PERF", "broken")
+	if _, err := profileOne(t.Context(), b, s, load{messages: 40}, dir); err == nil || !strings.Contains(err.Error(), "no permission today") {
+		t.Errorf("perf that fails: error %v, want what it said", err)
+	}
+	t.Setenv("PATH", dir)
+	if _, err := profileOne(t.Context(), b, s, load{messages: 40}, dir); err == nil || !strings.Contains(err.Error(), "apt-get install linux-perf") {
+		t.Errorf("no perf: error %v, want how to install it", err)
+	}
 }
 
 func fakeBroker(t *testing.T, mode string) *broker {

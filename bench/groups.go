@@ -78,7 +78,8 @@ func groups() []group {
 			text: "1 publisher with 100 messages in flight (QoS 1 and 2), 50 or 1,000 subscribers of its topic.",
 		}, {
 			name: "fan-in", title: "Fan-in", columns: workloadColumns,
-			text: "20 publishers, each to a topic of its own with 64 messages in flight (QoS 1 and 2), 1 subscriber of them all with a wildcard.",
+			text: "20 publishers, each to a topic of its own with 64 messages in flight (QoS 1 and 2), 1 subscriber of them all with a wildcard. " +
+				"Mosquitto reads one packet of each client in turn, so that the subscriber's acknowledgements wait behind what 20 publishers send.",
 		}, {
 			name: "payload", title: "Size of the payload", columns: workloadColumns,
 			text: "4 pairs as above, with payloads from 16 bytes to 64 KiB.",

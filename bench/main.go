@@ -24,7 +24,7 @@ const (
 	idleTime    = 5 * time.Second
 	// A round that takes longer has failed. The slowest good one, the offline
 	// queue on a slow disk, stays well below.
-	roundTimeout = 45 * time.Second
+	roundTimeout = time.Minute
 	plotsFolder  = "plots" // of the charts, beside the report
 	startName    = "start" // what -scenario calls start time and idle memory
 )

@@ -72,16 +72,20 @@ func groups() []group {
 	return []group{
 		{
 			name: "pairs", title: "Pairs", columns: workloadColumns,
+			claim: claim{[]string{kernelKind, "broker"}, "Reading and writing sockets is the largest part; then parsing, routing and copying into the subscriber's output."},
 			text: "4 publishers, each to a topic of its own with 1 subscriber; clean sessions, " + inWindow + ".",
 		}, {
 			name: "fan-out", title: "Fan-out", columns: workloadColumns,
+			claim: claim{[]string{kernelKind, "broker", "locks"}, "To 50 subscribers it is each connection's lock, whose release waits for the bytes just copied into its output; to 1,000, where each subscriber gets a few messages at a time, it is a write(2) for each."},
 			text: "1 publisher with 100 messages in flight (QoS 1 and 2), 50 or 1,000 subscribers of its topic.",
 		}, {
 			name: "fan-in", title: "Fan-in", columns: workloadColumns,
+			claim: claim{[]string{kernelKind, "broker"}, "As with pairs: sockets first, then parsing and routing."},
 			text: "20 publishers, each to a topic of its own with 64 messages in flight (QoS 1 and 2), 1 subscriber of them all with a wildcard. " +
 				"Mosquitto reads one packet of each client in turn, so that the subscriber's acknowledgements wait behind what 20 publishers send.",
 		}, {
 			name: "payload", title: "Size of the payload", columns: workloadColumns,
+			claim: claim{[]string{kernelKind}, "The kernel's part grows with the payload: it copies the bytes in and out."},
 			text: "4 pairs as above, with payloads from 16 bytes to 64 KiB.",
 			charts: []chartOf{{
 				file: "payload", title: "Broker CPU by payload, 4 pairs", x: "payload, bytes", y: "CPU s per million deliveries",
@@ -92,6 +96,7 @@ func groups() []group {
 			}},
 		}, {
 			name: "topics", title: "Number of topics", columns: workloadColumns,
+			claim: claim{[]string{kernelKind, "broker"}, "Sockets first, then parsing and finding the route of each topic."},
 			text: "1 publisher that uses so many topics in turn, QoS 0, 1 subscriber that has subscribed to each by its name.",
 			charts: []chartOf{{
 				file: "topics", title: "Broker CPU by number of topics, QoS 0", x: "topics", y: "CPU s per million deliveries",
@@ -99,10 +104,12 @@ func groups() []group {
 			}},
 		}, {
 			name: "wildcards", title: "Wildcards", columns: workloadColumns,
+			claim: claim{[]string{kernelKind}, "A write(2) for each subscriber; how its filter is written matters little."},
 			text: "1,000 subscribers with filters that have + and # in them, QoS 0, 1 publisher. Either each message matches one filter, over 1,000 " +
 				"topics, or each matches a filter of every subscriber, beside 1,000 filters that match nothing.",
 		}, {
 			name: "latency", title: "Latency at a fixed rate",
+			claim: claim{[]string{kernelKind}, "Messages come one by one, so threads go to sleep and are woken again for each, and each costs a read and a write of its own."},
 			text: "10 pairs, clean sessions, payloads of 100 bytes. The messages are due at fixed times, one after the other, whether the broker keeps " +
 				"up or not; a message's latency is from the time when it was due until its subscriber has read it. So what waits for a broker " +
 				"that stalls counts with its waiting time. The first tenth of a round is not counted. \"Sent late\" is how much of it " +
@@ -113,6 +120,7 @@ func groups() []group {
 			},
 		}, {
 			name: "connects", title: "Connect storm", columns: []column{connectRate, connectCPU, peakColumn},
+			claim: claim{[]string{kernelKind, "Go runtime"}, "Sockets are opened and closed, goroutines started and ended."},
 			text: "16 clients at a time: connect, CONNECT with a clean session, CONNACK, DISCONNECT, and again when the broker has closed the connection. " +
 				"MQTT 3.1.1 over TCP, every client with an identifier of its own.",
 		}, {
@@ -122,15 +130,18 @@ func groups() []group {
 			columns: []column{clientBytes, {"RSS, MiB", "%.1f", false, func(_ sample, p phase) float64 { return p.values[totalMemory] / (1 << 20) }}},
 		}, {
 			name: "retained", title: "Retained messages", columns: []column{timeColumn, cpuTotal, rateColumn, peakColumn},
+			claim: claim{[]string{kernelKind, "broker"}, "The walk through the topics, and the queues that it fills."},
 			text: "10,000 retained messages of QoS 1, each to a topic of its own; then 20 subscribers ask for # at the same time. Topic, payload and RETAIN " +
 				"of each are checked. Durable in Penstock, in memory in Mosquitto.",
 		}, {
 			name: "durable", title: "Persistent sessions", columns: []column{cpuColumn, rateColumn, diskColumn, peakColumn},
+			claim: claim{[]string{kernelKind}, "Sockets, and the writes and syncs of the group commits."},
 			text: "Pairs as above, but the subscribers have persistent sessions; and 1 publisher to 1 persistent session that is offline, which then comes " +
 				"back and takes everything: 100,000 messages with 1,000 in flight, or 20,000 with 100, which bounds the size of a group commit. " +
 				"What Penstock acknowledges is durable; Mosquitto has persistence on and writes its state every 30 minutes.",
 		}, {
 			name: "stalled", title: "A reader that stops reading", columns: workloadColumns,
+			claim: claim{[]string{kernelKind, "broker"}, "As with pairs."},
 			text: "1 pair with QoS 1 and 100 messages in flight: first alone, then beside a second subscriber, with a clean session, that never reads. " +
 				"The rate beside it is to be compared with the rate alone.",
 		},

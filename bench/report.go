@@ -404,7 +404,9 @@ func (r report) profiled(p printer) {
 		p("%s", line)
 	}
 	p("\n<details><summary>the functions with the largest share</summary>\n")
-	p("Percent in the function itself, and in parentheses with what it called.\n")
+	p("Percent in the function itself, and in parentheses with what it called. The samples are taken by a timer, which")
+	p("waits where the kernel does not let itself be interrupted: finish_task_switch stands for changing to another thread,")
+	p("_raw_spin_unlock_irqrestore for waking one.\n")
 	p("| scenario | functions |\n|---|---|")
 	for _, pr := range r.profiles {
 		var list []string

@@ -479,3 +479,30 @@ func TestSysHealth(t *testing.T) {
 		}
 	})
 }
+
+// Real sockets are read another way than pipes.
+func TestNetworkCounters(t *testing.T) {
+	s := start(t, t.TempDir())
+	for _, version := range []byte{3, 4, 5} {
+		before := s.b.Stats()
+		var in, out atomic.Int64
+		c := s.dial()
+		c.version = version
+		c.c = counted{c.c, &in, &out}
+		c.send(connectPacket(connectOptions{id: "c", version: version, clean: true}))
+		c.expect(typeConnack)
+		c.subscribe(1, "a")
+		c.publish("a", strings.Repeat("x", 100000), 1, false)
+		c.take()
+		c.ping()
+		c.disconnect()
+		eventually(t, "the client has left", func() bool { return s.b.Stats().Sessions == 0 })
+		st := s.b.Stats()
+		got := []uint64{st.NetworkIn - before.NetworkIn, st.NetworkOut - before.NetworkOut, st.PayloadIn - before.PayloadIn, st.PayloadOut - before.PayloadOut,
+			st.PacketsIn - before.PacketsIn, st.PacketsOut - before.PacketsOut, st.Sockets - before.Sockets, st.Connects - before.Connects}
+		want := []uint64{uint64(out.Load()), uint64(in.Load()), 100000, 100000, 6, 5, 1, 1}
+		if !slices.Equal(got, want) {
+			t.Errorf("v%d: got %d, want %d", version, got, want)
+		}
+	}
+}

@@ -81,7 +81,9 @@ dist-check: dist ## build dist/ once more, elsewhere and without the cache, and 
 	diff dist/SHA256SUMS "$$there/a-longer-path/dist/SHA256SUMS"; \
 	echo 'dist: two builds are identical'
 
-bench: build ## compare with Debian's mosquitto (wants mosquitto); BENCH='-scenario …' for a part
+# With -profile it wants perf too; without -out it shows the report and writes nothing.
+BENCH ?= -out docs/benchmarks.md $(if $(shell command -v perf),-profile bin/profile)
+bench: build ## write docs/benchmarks.md: compare with Debian's mosquitto (an hour; wants mosquitto, perf); BENCH='-quick -scenario …' shows a part
 	$(GO) run ./bench $(BENCH)
 
 MODEL_RUNS  ?= 5000000

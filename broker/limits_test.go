@@ -3,6 +3,7 @@ package broker
 import (
 	"fmt"
 	"net"
+	"strings"
 	"syscall"
 	"testing"
 	"time"
@@ -142,5 +143,102 @@ func TestFileLimit(t *testing.T) {
 	s := start(t, t.TempDir(), func(c *Config, _ *storage.Config) { c.MaxConnections = 1000000 })
 	if got := s.b.slots.max; got != want && r.Cur < 1000000 {
 		t.Errorf("%d connections with %d files, want %d", got, r.Cur, want)
+	}
+}
+
+// Every limit answers with its reason code, where the version has one, and is
+// counted; what is below it goes on.
+func TestLimitsAnswerAndCount(t *testing.T) {
+	retained := func(c *client, topic string, version byte) string {
+		c.send(c.publishPacket(topic, strings.Repeat("x", 600), 1, 1, 7))
+		first, body, err := c.tryRead()
+		switch {
+		case err != nil:
+			return "closed"
+		case version == 5 && len(body) > 2:
+			return fmt.Sprintf("%#x %#x", first>>4, body[2])
+		}
+		return fmt.Sprintf("%#x", first>>4)
+	}
+	for _, tc := range []struct {
+		limit string
+		set   func(*Config)
+		do    func(s *server, c *client) string
+		want  [2]string // of 3.1.1, of 5
+	}{
+		{"packet-size", func(c *Config) { c.MaxPacket = 2048 }, func(s *server, c *client) string {
+			c.send(c.publishPacket("a", strings.Repeat("x", 3000), 0, 0, 0))
+			return fmt.Sprintf("%#x", c.expectEnd())
+		}, [2]string{"0x0", "0x95"}},
+		{"topic", func(c *Config) { c.MaxTopicLevels = 4 }, func(s *server, c *client) string {
+			c.send(c.publishPacket("a/b/c/d/e", "x", 0, 0, 0))
+			return fmt.Sprintf("%#x", c.expectEnd())
+		}, [2]string{"0x0", "0x90"}},
+		{"topic", func(c *Config) { c.MaxTopicBytes = 16 }, func(s *server, c *client) string {
+			return fmt.Sprintf("%#x", c.subscribe(1, "a/bbbbbbbbbbbbbbbbbbbb")[0])
+		}, [2]string{"0x80", "0x8f"}},
+		{"subscriptions", func(c *Config) { c.MaxSubscriptions = 2 }, func(s *server, c *client) string {
+			return fmt.Sprintf("%#x", c.subscribe(1, "a", "b", "c"))
+		}, [2]string{"0x010180", "0x010197"}},
+		{"subscriptions", func(c *Config) { c.MaxSubscriptions = 3 }, func(s *server, c *client) string {
+			return fmt.Sprintf("%#x", c.subscribe(1, "a", "b", strings.Repeat("+/", 8)+"#")) // it counts for two
+		}, [2]string{"0x010180", "0x010197"}},
+		{"subscriptions", func(c *Config) { c.MaxAllSubs = 2 }, func(s *server, c *client) string {
+			other, _ := s.connect(connectOptions{id: "other", clean: true})
+			other.subscribe(1, "a")
+			return fmt.Sprintf("%#x", c.subscribe(1, "a", "b"))
+		}, [2]string{"0x0180", "0x0197"}},
+		{"receive-maximum", func(c *Config) { c.ReceiveMaximum = 2 }, func(s *server, c *client) string {
+			for i := range uint16(3) {
+				c.send(c.publishPacket("a", "x", 2, 0, 1+i))
+			}
+			for {
+				first, body, err := c.tryRead()
+				if err != nil {
+					return "closed"
+				}
+				if first>>4 == typeDisconnect {
+					return fmt.Sprintf("%#x", body[0])
+				}
+				if first>>4 == typePubrec && body[1] == 3 { // 3.1.1 has no Receive Maximum
+					return "taken"
+				}
+			}
+		}, [2]string{"taken", "0x93"}},
+		{"sessions", func(c *Config) { c.MaxSessions = 1 }, func(s *server, c *client) string {
+			other := s.dial()
+			other.send(connectPacket(connectOptions{id: "other", version: c.version, clean: true}))
+			_, body := other.expect(typeConnack)
+			return fmt.Sprintf("%#x", body[1])
+		}, [2]string{"0x3", "0x97"}},
+		{"retained", func(c *Config) { c.MaxRetained = 2000 }, func(s *server, c *client) string {
+			first, again := retained(c, "r/1", c.version), retained(c, "r/1", c.version)
+			retained(c, "r/2", c.version)
+			return first + ", " + again + ", " + retained(c, "r/3", c.version)
+		}, [2]string{"0x4, 0x4, closed", "0x4, 0x4, 0x4 0x97"}},
+		{"retained", func(c *Config) { c.MaxRetained = 1024 }, func(s *server, c *client) string {
+			other := s.dial()
+			other.send(connectPacket(connectOptions{id: "other", version: c.version, clean: true, will: &storage.Message{Topic: "w", Payload: make([]byte, 1100)}}))
+			_, body := other.expect(typeConnack)
+			return fmt.Sprintf("%#x", body[1])
+		}, [2]string{"0x3", "0x97"}},
+	} {
+		for i, version := range []byte{4, 5} {
+			t.Run(fmt.Sprintf("%s v%d", tc.limit, version), func(t *testing.T) {
+				s := start(t, t.TempDir(), func(c *Config, _ *storage.Config) { tc.set(c) })
+				c, _ := s.connect(connectOptions{id: "c", version: version, clean: true})
+				c.raw = true
+				if got := tc.do(s, c); got != tc.want[i] {
+					t.Errorf("got %s, want %s", got, tc.want[i])
+				}
+				want := uint64(1)
+				if tc.want[i] == "taken" {
+					want = 0
+				}
+				if got := s.b.Stats().Limited[tc.limit]; got != want {
+					t.Errorf("counted %d times, want %d: %v", got, want, s.b.Stats().Limited)
+				}
+			})
+		}
 	}
 }

@@ -43,6 +43,7 @@ var owners = map[string][]string{
 	"database/sql/driver":                 {"storage"},
 	"modernc.org/":                        {"storage"},
 	"github.com/mochi-mqtt/":              {"broker"},
+	"github.com/gorilla/websocket":        {"broker"},
 	"periph.io/":                          {"hw"},
 	"github.com/julienschmidt/httprouter": {"api", "api/*"},
 	"github.com/VictoriaMetrics/":         {"api", "api/*"},
@@ -58,7 +59,7 @@ var owners = map[string][]string{
 }
 
 // testsOnly are libraries and packages that only tests, and bench, may import.
-var testsOnly = []string{"testing", "os/exec", "github.com/rogpeppe/go-internal/", "github.com/eclipse/paho.golang/"}
+var testsOnly = []string{"testing", "os/exec", "github.com/rogpeppe/go-internal/", "github.com/eclipse/paho.golang/", "github.com/gorilla/websocket"}
 
 // goFile is one parsed file of the module.
 type goFile struct {

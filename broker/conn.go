@@ -185,7 +185,13 @@ func (h *handshake) Write(p []byte) (int, error) {
 	if len(p) == 0 || p[0]>>4 != typeConnack || c.sess == nil {
 		return len(p), nil
 	}
-	c.say(c.connack())
+	packet := c.connack()
+	if c.hello.tooLarge(packet) {
+		c.b.notice("client takes no packet as large as its CONNACK", "client", c.who.clientID, "bytes", len(packet))
+		_ = c.Close() // [MQTT-3.1.2-24]
+		return 0, errClosed
+	}
+	c.say(packet)
 	if c.closed.Load() {
 		return 0, errClosed
 	}
@@ -278,13 +284,8 @@ func (c *conn) next() error {
 	if c.parking() && !c.over() {
 		return c.unpark()
 	}
-	if !c.up && c.w > c.r {
-		switch first := c.in[c.r]; {
-		case first>>4 != typeConnect || c.gotHello:
-			return c.fail(protocolError("first packet is not a CONNECT")) // [MQTT-3.1.0-1]
-		case first&0x0F != 0:
-			return c.fail(malformed("reserved flags of a CONNECT")) // [MQTT-2.1.3-1]
-		}
+	if !c.up && c.w > c.r && (c.in[c.r]>>4 != typeConnect || c.gotHello) {
+		return c.fail(protocolError("first packet is not a CONNECT")) // [MQTT-3.1.0-1]
 	}
 	size, header, err := frameSize(c.in[c.r:c.w])
 	if err == errNeedMore {
@@ -312,7 +313,7 @@ func (c *conn) next() error {
 		c.gotHello, c.heard = true, true
 		c.packetsIn++
 		c.b.plane.connects.Add(1)
-		if err := c.greet(c.in[c.r+header : c.r+size]); err != nil {
+		if err := c.greet(first, c.in[c.r+header:c.r+size]); err != nil {
 			return err
 		}
 		c.r += size

@@ -41,6 +41,8 @@ type plane struct {
 	busyIDs  map[string]chan struct{} // client identifiers in the middle of a session change
 	unsaid   map[string]chan struct{} // sessions made or ended whose rows are not durable; closed when they are
 	wills    map[string]*will
+	// willBytes is the size of all wills; changed with sessMu held.
+	willBytes atomic.Int64
 
 	acl      atomic.Pointer[acl]
 	stopping atomic.Bool
@@ -144,6 +146,7 @@ func (p *plane) restore() error {
 		if p.sessions[w.ClientID] == nil {
 			w.Delay = 0 // the session has ended, so its will waits no longer [MQTT-3.1.2-8]
 		}
+		p.willBytes.Add(int64(w.Message.Size()))
 		p.wills[w.ClientID] = &will{msg: w.Message, delay: w.Delay, due: now.Add(p.cfg.WillGrace.D() + time.Duration(w.Delay)*time.Second)}
 	}
 	progress := make(map[storage.SessionID]*restored, len(img.Sessions))

@@ -31,8 +31,8 @@ type routes struct {
 
 // reason returns the reason code of an acknowledgement: MQTT 5 has one for
 // messages that nobody has subscribed to (3.4.2.1).
-func (r *routes) reason(version byte) byte {
-	if version == 5 && len(r.direct) == 0 && len(r.shared) == 0 {
+func (r *routes) reason(m *storage.Message, version byte) byte {
+	if version == 5 && !m.Retain && len(r.direct) == 0 && len(r.shared) == 0 {
 		return reasonNoSubscribers
 	}
 	return reasonSuccess
@@ -145,7 +145,7 @@ func (p *plane) accept(from *session, acks *ackQueue, rt *routes, m *storage.Mes
 			return // the message was taken over before
 		}
 		t := r.ticket()
-		t.reason = rt.reason(from.version)
+		t.reason = rt.reason(m, from.version)
 		t.then = in.secured
 		if from.id != 0 {
 			m = clone(m)
@@ -168,7 +168,7 @@ func (p *plane) accept(from *session, acks *ackQueue, rt *routes, m *storage.Mes
 	}
 	switch {
 	case r.t == nil:
-		acks.send(r.kind, id, rt.reason(from.version), b)
+		acks.send(r.kind, id, rt.reason(m, from.version), b)
 	case fault(faultAckEarly):
 		r.t.release(b)
 		acks.send(r.kind, id, 0, b)
@@ -292,6 +292,8 @@ func (p *plane) deliver(d *route, m *storage.Message, kept bool, b *batch, r *re
 	if qos == 0 {
 		switch {
 		case s.link == nil: // QoS 0 is not kept for who is away
+		case m.Expires != 0 && m.Expired(p.now()):
+			p.drop(dropExpired)
 		case s.qos0 > 0: // must not overtake what waits
 			if s.qos0 >= maxQoS0Behind || s.full(m.Size()) {
 				p.drop(dropQoS0)
@@ -366,7 +368,7 @@ func (p *plane) retain(m *storage.Message, r *receipt) *routes {
 // fullFor reports whether the retained store has no room for a message. One
 // that takes the place of another is always taken.
 func (p *plane) fullFor(m *storage.Message) bool {
-	if len(m.Payload) == 0 || p.retained.cost.Load()+retainedCost(m.Topic, m.Size()) <= int64(p.cfg.MaxRetained) {
+	if len(m.Payload) == 0 || p.retained.cost.Load()+p.willBytes.Load()+retainedCost(m.Topic, m.Size()) <= int64(p.cfg.MaxRetained) {
 		return false
 	}
 	return p.Retained(m.Topic) == nil

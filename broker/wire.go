@@ -355,6 +355,11 @@ type connectFrame struct {
 	noProblems   bool // Request Problem Information is 0
 }
 
+// tooLarge reports whether a packet is larger than the client takes.
+func (f *connectFrame) tooLarge(packet []byte) bool {
+	return f.maxPacket > 0 && len(packet) > int(f.maxPacket)
+}
+
 // errNotMQTT is what a CONNECT is that gets no answer.
 var errNotMQTT = errors.New("protocol is not MQTT")
 
@@ -382,7 +387,7 @@ func parseConnect(body []byte) (*connectFrame, error) {
 	hasWill, hasPassword := flags&4 != 0, flags&0x40 != 0
 	f.hasUsername = flags&0x80 != 0
 	switch {
-	case flags&1 != 0:
+	case flags&1 != 0 && f.version > 3:
 		return f, malformed("reserved connect flag is set") // [MQTT-3.1.2-3]
 	case !hasWill && flags&0x38 != 0, flags&0x18 == 0x18:
 		return f, malformed("will flags contradict each other") // [MQTT-3.1.2-11] to [MQTT-3.1.2-15]

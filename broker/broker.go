@@ -42,6 +42,7 @@ type Broker struct {
 	started time.Time
 	hashing chan struct{}
 	notices notices
+	logins  logins
 	sys     sysTopics
 
 	listeners []*listener

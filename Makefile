@@ -16,7 +16,7 @@ RACE = $(shell printf '\043include <stdlib.h>\nint main(void) { return 0; }\n' |
 # Emulators for the tests on ARM: as GOARCH:GOARM:program.
 ARM = arm64::qemu-aarch64-static arm:7:qemu-arm-static_-cpu_cortex-a7 arm:6:qemu-arm-static_-cpu_arm1176
 
-.PHONY: help run build test lint dist dist-check bench soak test-arm fuzz clean
+.PHONY: help run build test interop lint dist dist-check bench soak test-arm fuzz attack clean
 .DEFAULT_GOAL := help
 
 help: ## list the targets
@@ -37,13 +37,26 @@ test: ## run all tests, with the race detector if there is a C compiler (wants m
 		set -x; $(GO) test -timeout 20m ./...; \
 	fi
 
+# Most of their time the clients wait, so many run at a time.
+MQTTJS = broker/interop/testdata/mqttjs
+interop: $(MQTTJS)/node_modules/.package-lock.json ## other people's clients against the program (wants mosquitto-clients libpaho-mqtt-dev python3-paho-mqtt nodejs npm gcc)
+	$(GO) test -tags interop -count 1 -parallel 16 -timeout 10m ./broker/interop
+
+$(MQTTJS)/node_modules/.package-lock.json: $(MQTTJS)/package-lock.json
+	cd $(MQTTJS) && npm ci --no-audit --no-fund
+	@touch $@
+
 lint: ## gofmt, go vet (64 and 32 bits) and staticcheck
 	@unformatted=$$($$($(GO) env GOROOT)/bin/gofmt -l .); \
 		if [ -n "$$unformatted" ]; then echo "gofmt would change: $$unformatted"; exit 1; fi
 	$(GO) vet ./...
 	$(GO) vet -tags faults ./broker/...
+	$(GO) vet -tags interop ./broker/interop
+	$(GO) vet -tags attack ./broker/attack
 	GOARCH=arm $(GO) vet ./...
 	$(GO) tool staticcheck ./...
+	$(GO) tool staticcheck -tags interop ./broker/interop
+	$(GO) tool staticcheck -tags attack ./broker/attack
 
 dist: $(BINARIES) ## build dist/ for all machines: static, stripped, the same bytes for the same commit
 	cd dist && sha256sum $(notdir $(BINARIES)) >SHA256SUMS
@@ -68,16 +81,19 @@ dist-check: dist ## build dist/ once more, elsewhere and without the cache, and 
 	diff dist/SHA256SUMS "$$there/a-longer-path/dist/SHA256SUMS"; \
 	echo 'dist: two builds are identical'
 
-bench: build ## compare with Debian's mosquitto (wants mosquitto); BENCH='-scenario …' for a part
+# With -profile it wants perf too; without -out it shows the report and writes nothing.
+BENCH ?= -out docs/benchmarks.md $(if $(shell command -v perf),-profile bin/profile)
+bench: build ## write docs/benchmarks.md: compare with Debian's mosquitto (an hour; wants mosquitto, perf); BENCH='-quick -scenario …' shows a part
 	$(GO) run ./bench $(BENCH)
 
 MODEL_RUNS  ?= 5000000
 KILL_ROUNDS ?= 500
 SOAK_FUZZTIME ?= 2m
+SOAK_FUZZTIME_MAIN ?= 30m
 soak: ## the tests that take hours: MODEL_RUNS (5000000) of the model checker, KILL_ROUNDS (500) of kill -9
 	PENSTOCK_SOAK=1 PENSTOCK_MODEL_RUNS=$(MODEL_RUNS) PENSTOCK_KILL_ROUNDS=$(KILL_ROUNDS) \
 		$(GO) test -count 1 -timeout 24h -v -run 'Soak|Kill|Model' ./...
-	$(MAKE) --no-print-directory fuzz FUZZTIME=$(SOAK_FUZZTIME)
+	$(MAKE) --no-print-directory fuzz FUZZTIME=$(SOAK_FUZZTIME) FUZZTIME_MAIN=$(SOAK_FUZZTIME_MAIN)
 
 test-arm: ## the tests of broker and storage on emulated ARM: 64 bits, ARMv7, ARMv6 (wants qemu-user-static)
 	@set -e; for arm in $(ARM); do \
@@ -87,14 +103,22 @@ test-arm: ## the tests of broker and storage on emulated ARM: 64 bits, ARMv7, AR
 		PENSTOCK_MODEL_RUNS=2000 $(GO) test -short -timeout 30m -exec "$$emulator" ./broker/... ./storage/...; \
 	done
 
+# What strangers reach first: frames, properties, topics, whole connections.
+FUZZ_MAIN = FuzzFrame FuzzProperties FuzzSubIndex FuzzWebSocket FuzzConnection
+
 FUZZTIME ?= 10s
-fuzz: ## run every fuzz test for FUZZTIME (10s)
+FUZZTIME_MAIN ?= $(FUZZTIME)
+fuzz: ## run every fuzz test for FUZZTIME (10s), the most exposed ones for FUZZTIME_MAIN
 	@set -e; grep -rl --include='*_test.go' '^func Fuzz' . | while read -r file; do \
 		for name in $$(sed -n 's/^func \(Fuzz[A-Za-z0-9_]*\)(.*/\1/p' "$$file"); do \
-			echo "$$name in $$file"; \
-			$(GO) test -run '^$$' -fuzz "^$$name\$$" -fuzztime $(FUZZTIME) -fuzzminimizetime 10x "./$$(dirname "$$file")" </dev/null; \
+			case ' $(FUZZ_MAIN) ' in *" $$name "*) time=$(FUZZTIME_MAIN) ;; *) time=$(FUZZTIME) ;; esac; \
+			echo "$$name in $$file for $$time"; \
+			$(GO) test -run '^$$' -fuzz "^$$name\$$" -fuzztime $$time -fuzzminimizetime 10x "./$$(dirname "$$file")" </dev/null; \
 		done; \
 	done
+
+attack: ## attack the program and watch a good client meanwhile; ATTACK='-run …' for a part
+	$(GO) test -tags attack -count 1 -timeout 15m -v $(ATTACK) ./broker/attack
 
 clean: ## remove what was built (not data/)
 	rm -rf bin dist

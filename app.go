@@ -91,6 +91,7 @@ func (a *App) start(ctx context.Context) error {
 		return err
 	}
 	a.startHealth()
+	a.startMemory()
 	a.startSystemd()
 	a.announce(admin)
 	return nil

@@ -114,6 +114,9 @@ func covers(a, b string) bool {
 	if strings.HasPrefix(b, "$") && (strings.HasPrefix(a, "+") || strings.HasPrefix(a, "#")) {
 		return false // [MQTT-4.7.2-1]
 	}
+	if a == "+/#" {
+		a = "#" // the same topics, for every topic has a first level
+	}
 	for {
 		al, arest, amore := strings.Cut(a, "/")
 		if al == "#" {

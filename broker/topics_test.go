@@ -930,3 +930,42 @@ func heapBytes() int {
 	runtime.ReadMemStats(&m)
 	return int(m.HeapAlloc)
 }
+
+// BenchmarkMatchWorst is the dearest match that one client can arrange: the
+// filters that max_subscriptions allows, as deep as max_topic_levels allows,
+// all different, and a topic that meets every node of them. It shows the cost
+// of a node; there can be no more visits than nodes.
+func BenchmarkMatchWorst(b *testing.B) {
+	cfg := DefaultConfig()
+	r := rand.New(rand.NewPCG(7, 8))
+	var x subIndex[int]
+	levels := make([]string, cfg.MaxTopicLevels)
+	nodes := 1
+	seen := make(map[string]bool)
+	for i := range cfg.MaxSubscriptions {
+		for j := range levels {
+			levels[j] = []string{"a", "+"}[r.IntN(2)]
+		}
+		filter := strings.Join(levels, "/")
+		x.add(filter, i)
+		for j := range len(filter) + 1 {
+			if j == len(filter) || filter[j] == '/' {
+				if !seen[filter[:j]] {
+					seen[filter[:j]] = true
+					nodes++
+				}
+			}
+		}
+	}
+	seen = nil
+	topic := strings.Repeat("a/", len(levels)-1) + "a"
+	for b.Loop() {
+		n := 0
+		x.match(topic, func(int) { n++ })
+		if n != x.len() {
+			b.Fatalf("%d matches, want %d", n, x.len())
+		}
+	}
+	b.ReportMetric(float64(nodes), "nodes")
+	b.ReportMetric(float64(b.Elapsed().Nanoseconds())/float64(b.N)/float64(nodes), "ns/node")
+}

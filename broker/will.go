@@ -10,7 +10,7 @@ import (
 // client went and whose delay has not passed. It is stored, so that the will
 // of a client that was connected when the power went is published too.
 type will struct {
-	msg   *storage.Message // Expires is the interval in milliseconds, counting from the publication
+	msg   *storage.Message // Expires is the interval in milliseconds plus one, counting from the publication; 0: none
 	delay uint32           // Will Delay Interval, seconds
 	due   time.Time        // when to publish it; zero while the client is connected. Guarded by plane.sessMu
 	who   *principal       // whose rights count; nil after a restart, when they were checked before
@@ -19,7 +19,11 @@ type will struct {
 // arm remembers the will of a client that has just connected.
 func (p *plane) arm(clientID string, w *will) {
 	p.sessMu.Lock()
+	if old := p.wills[clientID]; old != nil {
+		p.willBytes.Add(-int64(old.msg.Size()))
+	}
 	p.wills[clientID] = w
+	p.willBytes.Add(int64(w.msg.Size()))
 	p.sessMu.Unlock()
 	row := storage.Will{ClientID: clientID, Delay: w.delay, Message: w.msg}
 	p.journal.Change(func(tx storage.Tx) error { return tx.PutWill(row) }, nil)
@@ -32,6 +36,7 @@ func (p *plane) disarm(clientID string, w *will) bool {
 	there := p.wills[clientID] == w
 	if there {
 		delete(p.wills, clientID)
+		p.willBytes.Add(-int64(w.msg.Size()))
 	}
 	p.sessMu.Unlock()
 	if there {
@@ -51,7 +56,7 @@ func (p *plane) fireWill(clientID string, w *will, b *batch) {
 	}
 	m := *w.msg
 	if m.Expires != 0 {
-		m.Expires += p.now()
+		m.Expires += p.now() - 1
 	}
 	if w.who == nil || p.acl.Load().allows(*w.who, actionPublish, m.Topic) {
 		p.publish(nil, &m, b, nil)

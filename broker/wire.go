@@ -343,7 +343,7 @@ type connectFrame struct {
 	username    string
 	password    []byte
 	hasUsername bool
-	will        *storage.Message // nil: none. Expires is an interval in milliseconds
+	will        *storage.Message // nil: none. Expires is as will.msg has it
 	willDelay   uint32           // seconds
 
 	// Of MQTT 5; what follows from the version for older ones.
@@ -353,6 +353,11 @@ type connectFrame struct {
 	aliasMax     uint16
 	wantResponse bool // Request Response Information
 	noProblems   bool // Request Problem Information is 0
+}
+
+// tooLarge reports whether a packet is larger than the client takes.
+func (f *connectFrame) tooLarge(packet []byte) bool {
+	return f.maxPacket > 0 && len(packet) > int(f.maxPacket)
 }
 
 // errNotMQTT is what a CONNECT is that gets no answer.
@@ -382,7 +387,7 @@ func parseConnect(body []byte) (*connectFrame, error) {
 	hasWill, hasPassword := flags&4 != 0, flags&0x40 != 0
 	f.hasUsername = flags&0x80 != 0
 	switch {
-	case flags&1 != 0:
+	case flags&1 != 0 && f.version > 3:
 		return f, malformed("reserved connect flag is set") // [MQTT-3.1.2-3]
 	case !hasWill && flags&0x38 != 0, flags&0x18 == 0x18:
 		return f, malformed("will flags contradict each other") // [MQTT-3.1.2-11] to [MQTT-3.1.2-15]
@@ -463,7 +468,7 @@ func (f *connectFrame) parseWillProperties(r *reader) error {
 			f.willDelay = p.num
 			continue
 		case propMessageExpiry:
-			f.will.Expires = max(1, int64(p.num)*1000) // 0 is never
+			f.will.Expires = int64(p.num)*1000 + 1
 			continue
 		case propPayloadFormat:
 			if p.num > 1 {
@@ -694,11 +699,8 @@ func parseAck(first byte, body []byte, version byte) (packetID uint16, reason by
 	kind, want := first>>4, byte(0)
 	if kind == typePubrel {
 		want = 2
-		if version == 3 {
-			first &^= dupFlag
-		}
 	}
-	if first&0x0F != want {
+	if version > 3 && first&0x0F != want { // MQTT 3.1 does not use them
 		return 0, 0, malformed("reserved flags of an acknowledgement") // [MQTT-2.1.3-1]
 	}
 	r := reader{buf: body}
@@ -727,10 +729,6 @@ func parseAck(first byte, body []byte, version byte) (packetID uint16, reason by
 // ackReasons are the reason codes of a PUBACK or PUBREC (3.4.2.1, 3.5.2.1).
 var ackReasons = []byte{0, reasonNoSubscribers, reasonUnspecified, reasonImplementation, reasonNotAuthorized, reasonTopicInvalid, reasonIDInUse, reasonQuota, reasonPayloadFormat}
 
-// dupFlag is the DUP flag of a fixed header. In MQTT 3.1 a client sets it also
-// in a PUBREL, SUBSCRIBE or UNSUBSCRIBE that it sends again (2.1 there).
-const dupFlag = 8
-
 // filterRequest is one topic filter of a SUBSCRIBE.
 type filterRequest struct {
 	filter  string
@@ -739,10 +737,7 @@ type filterRequest struct {
 
 // parseSubscribe reads a SUBSCRIBE (3.8).
 func parseSubscribe(first byte, body []byte, version byte) (packetID uint16, identifier uint32, filters []filterRequest, err error) {
-	if version == 3 {
-		first &^= dupFlag
-	}
-	if first&0x0F != 2 {
+	if version > 3 && first&0x0F != 2 { // MQTT 3.1 has DUP here
 		return 0, 0, nil, malformed("reserved flags of a SUBSCRIBE") // [MQTT-3.8.1-1]
 	}
 	r := reader{buf: body}
@@ -763,6 +758,8 @@ func parseSubscribe(first byte, body []byte, version byte) (packetID uint16, ide
 			break
 		}
 		switch {
+		case version < 5 && !wellFormed(f.filter): // [MQTT-4.7.1-2] [MQTT-4.7.1-3]; MQTT 5 has a code for it
+			return 0, 0, nil, malformed("malformed topic filter")
 		case version < 5 && (f.options&^3 != 0 || f.options == 3), f.options&0xC0 != 0:
 			return 0, 0, nil, malformed("reserved subscription options are set") // [MQTT-3.8.3-5]
 		case f.options&3 == 3, f.options>>4&3 == 3:
@@ -781,12 +778,15 @@ func parseSubscribe(first byte, body []byte, version byte) (packetID uint16, ide
 	return packetID, identifier, filters, r.err
 }
 
+// wellFormed reports whether a filter, shared or not, is one at all.
+func wellFormed(filter string) bool {
+	_, topic, _, ok := splitShare(filter)
+	return ok && validFilter(topic, 0, 0)
+}
+
 // parseUnsubscribe reads an UNSUBSCRIBE (3.10).
 func parseUnsubscribe(first byte, body []byte, version byte) (packetID uint16, filters []string, err error) {
-	if version == 3 {
-		first &^= dupFlag
-	}
-	if first&0x0F != 2 {
+	if version > 3 && first&0x0F != 2 { // MQTT 3.1 has DUP here
 		return 0, nil, malformed("reserved flags of an UNSUBSCRIBE") // [MQTT-3.10.1-1]
 	}
 	r := reader{buf: body}
@@ -796,7 +796,11 @@ func parseUnsubscribe(first byte, body []byte, version byte) (packetID uint16, f
 		}
 	}
 	for len(r.buf) > 0 && r.err == nil {
-		filters = append(filters, string(r.text()))
+		filter := string(r.text())
+		if r.err == nil && version < 5 && !wellFormed(filter) {
+			return 0, nil, malformed("malformed topic filter") // [MQTT-4.7.1-2] [MQTT-4.7.1-3]; MQTT 5 has a code for it
+		}
+		filters = append(filters, filter)
 	}
 	if r.err == nil && packetID == 0 {
 		return 0, nil, protocolError("packet identifier 0 in an UNSUBSCRIBE")

@@ -140,11 +140,15 @@ func TestParseAck(t *testing.T) {
 		{"PUBREL with wrong flags", 0x60, []byte{1, 2}, 4, 0, 0, reasonMalformed},
 		{"PUBACK with flags", 0x42, []byte{1, 2}, 4, 0, 0, reasonMalformed},
 		{"v5 with a reason", 0x50, []byte{0, 1, 0x97}, 5, 1, 0x97, 0},
-		{"v5 with properties", 0x70, long, 5, 1, 0x80, 0},
-		{"v5 with a byte behind", 0x70, append(long, 0), 5, 0, 0, reasonMalformed},
+		{"v5 with properties", 0x50, long, 5, 1, 0x80, 0},
+		{"v5 with a byte behind", 0x50, append(long, 0), 5, 0, 0, reasonMalformed},
 		{"v5 with a wrong property", 0x40, append([]byte{0, 1, 0}, props5([]byte{1, 1})...), 5, 0, 0, reasonMalformed},
 		{"v4 with a reason", 0x40, []byte{0, 1, 0}, 4, 0, 0, reasonMalformed},
 		{"identifier 0", 0x40, []byte{0, 0}, 4, 0, 0, reasonProtocolError},
+		{"PUBCOMP with a reason of PUBACK", 0x70, long, 5, 0, 0, reasonProtocolError},
+		{"PUBACK with a reason that there is not", 0x40, []byte{0, 1, 0x11}, 5, 0, 0, reasonProtocolError},
+		{"PUBREL sent again, v3", 0x6A, []byte{0, 1}, 3, 1, 0, 0},
+		{"PUBREL with DUP, v4", 0x6A, []byte{0, 1}, 4, 0, 0, reasonMalformed},
 		{"cut short", 0x40, []byte{1}, 4, 0, 0, reasonMalformed},
 		{"empty", 0x40, nil, 5, 0, 0, reasonMalformed},
 	} {
@@ -172,7 +176,7 @@ func TestParseSubscribe(t *testing.T) {
 		{"no options", 5, 0x82, bytes.Join([][]byte{{0, 1}, {0}, str("a")}, nil), "", reasonMalformed},
 		{"QoS 3", 4, 0x82, bytes.Join([][]byte{{0, 1}, str("a"), {3}}, nil), "", reasonMalformed},
 		{"v4 with options of v5", 4, 0x82, bytes.Join([][]byte{{0, 1}, str("a"), {4}}, nil), "", reasonMalformed},
-		{"retain handling 3", 5, 0x82, bytes.Join([][]byte{{0, 1}, {0}, str("a"), {0x30}}, nil), "", reasonMalformed},
+		{"retain handling 3", 5, 0x82, bytes.Join([][]byte{{0, 1}, {0}, str("a"), {0x30}}, nil), "", reasonProtocolError},
 		{"reserved option bits", 5, 0x82, bytes.Join([][]byte{{0, 1}, {0}, str("a"), {0x40}}, nil), "", reasonMalformed},
 		{"subscription identifier 0", 5, 0x82, bytes.Join([][]byte{{0, 1}, {2, propSubscriptionID, 0}, str("a"), {0}}, nil), "", reasonProtocolError},
 		{"subscription identifier twice", 5, 0x82, bytes.Join([][]byte{{0, 1}, {4, propSubscriptionID, 1, propSubscriptionID, 2}, str("a"), {0}}, nil), "", reasonProtocolError},
@@ -297,7 +301,7 @@ func TestParseConnect(t *testing.T) {
 	want := connectFrame{
 		version: 5, cleanStart: true, clientID: "c", username: "u", password: []byte("p"), hasUsername: true, willDelay: 7,
 		expiry: 8, receiveMax: 5, maxPacket: 256, aliasMax: 6, wantResponse: true, noProblems: true,
-		will: &storage.Message{Topic: "w", Payload: []byte("gone"), Properties: append([]byte{3}, str("t")...), QoS: 1, Retain: true, Expires: 9000},
+		will: &storage.Message{Topic: "w", Payload: []byte("gone"), Properties: append([]byte{3}, str("t")...), QoS: 1, Retain: true, Expires: 9001},
 	}
 	if err != nil || !reflect.DeepEqual(*f, want) {
 		t.Errorf("got %+v, will %+v, %v; want %+v, will %+v", f, f.will, err, want, want.will)

@@ -40,7 +40,7 @@ test: ## run all tests, with the race detector if there is a C compiler (wants m
 # Most of their time the clients wait, so many run at a time.
 MQTTJS = broker/interop/testdata/mqttjs
 interop: $(MQTTJS)/node_modules/.package-lock.json ## other people's clients against the program (wants mosquitto-clients libpaho-mqtt-dev python3-paho-mqtt nodejs npm gcc)
-	$(GO) test -tags interop -count 1 -parallel 16 -timeout 10m ./broker/interop
+	$(GO) test -tags interop -count 1 -parallel 10 -timeout 10m ./broker/interop
 
 $(MQTTJS)/node_modules/.package-lock.json: $(MQTTJS)/package-lock.json
 	cd $(MQTTJS) && npm ci --no-audit --no-fund

@@ -8,6 +8,7 @@ import (
 	"net"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -224,7 +225,7 @@ func TestExpiredSessionLeavesNothing(t *testing.T) {
 	}
 }
 
-// 3.12 The end of an old connection takes the new one out of the registry; it
+// 3.12 The end of an old connection takes the new one out of the registry: it
 // is connected, subscribed and deaf. 3.13: a PUBLISH ahead of the CONNACK.
 func TestReconnectRaces(t *testing.T) {
 	const rounds = 100
@@ -255,9 +256,11 @@ func TestReconnectRaces(t *testing.T) {
 		if first, _ := c.read(); first != typePublish<<4 {
 			t.Fatalf("round %d: got %#x, want a message", i, first)
 		}
-		cl, ok := s.b.mochi.Clients.Get("c")
-		if !ok || cl.Net.Conn.RemoteAddr().String() != c.c.LocalAddr().String() {
-			t.Fatalf("round %d: the registry does not have the connection that is up", i)
+		up := slices.ContainsFunc(s.b.Clients(), func(info ClientInfo) bool {
+			return info.ID == "c" && info.Address == c.c.LocalAddr().String()
+		})
+		if !up {
+			t.Fatalf("round %d: the client that is up is not among the clients", i)
 		}
 	}
 }
@@ -339,12 +342,14 @@ func TestMatchingOnTheWire(t *testing.T) {
 // the tables in wire_test.go and TestConnectRefusals.
 func TestInvalidFilters(t *testing.T) {
 	s := start(t, t.TempDir())
-	c4, _ := s.connect(connectOptions{id: "c4", clean: true})
 	c5, _ := s.connect(connectOptions{id: "c5", version: 5, clean: true})
 	for _, f := range []string{"", "a#", "a+/b", "a/#/b", "#/a", "+a", "$share//x", "$share/g/", "$share/g", "$share/+/x", "$share/g#/x", "$share/g/a#"} {
-		if got := c4.subscribe(1, f); got[0] != 0x80 {
-			t.Errorf("v4, %q: got %#x, want 0x80", f, got[0])
+		c4, _ := s.connect(connectOptions{id: "c4", clean: true})
+		c4.send(packet(typeSubscribe<<4|2, u16(1), str(f), []byte{1}))
+		if first, body, err := c4.tryRead(); err == nil { // 3.1.1 has no code for it
+			t.Errorf("v4, %q: got % x % x, want the end of the connection", f, first, body)
 		}
+		c4.c.Close()
 		if got := c5.subscribe(1, f); got[0] != reasonFilterInvalid {
 			t.Errorf("v5, %q: got %#x, want %#x", f, got[0], reasonFilterInvalid)
 		}
@@ -682,6 +687,9 @@ func TestReasonsByVersion(t *testing.T) {
 		{"DISCONNECT flags", []byte{typeDisconnect<<4 | 1, 0}, reasonMalformed},
 	} {
 		for _, version := range []byte{3, 4, 5} {
+			if version == 3 && strings.HasSuffix(tc.name, "flags") {
+				continue // MQTT 3.1 does not use them
+			}
 			c, _ := s.connect(connectOptions{id: "c", version: version, clean: true})
 			c.send(tc.in)
 			first, body, err := c.tryRead()

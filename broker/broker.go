@@ -42,6 +42,7 @@ type Broker struct {
 	started time.Time
 	hashing chan struct{}
 	logins  logins
+	notices notices
 	sys     sysTopics
 
 	listeners []*listener
@@ -49,6 +50,7 @@ type Broker struct {
 	stopping atomic.Bool
 	mu       sync.Mutex
 	conns    map[*conn]struct{}
+	trimming []*conn // sweep's, kept so that it does not make garbage every second
 	slots    slots
 	serving  sync.WaitGroup
 }
@@ -180,9 +182,16 @@ func (b *Broker) sweep(now time.Time) {
 	b.plane.sweep(now, &batch)
 	batch.flush()
 	b.announce(now)
-	for _, c := range b.connections() {
+	b.mu.Lock()
+	for c := range b.conns {
+		b.trimming = append(b.trimming, c)
+	}
+	b.mu.Unlock()
+	for _, c := range b.trimming {
 		c.trim()
 	}
+	clear(b.trimming)
+	b.trimming = b.trimming[:0]
 }
 
 func (b *Broker) closeListeners() {

@@ -15,22 +15,26 @@ type Config struct {
 
 	MaxConnectionsPerAddress int `toml:"max_connections_per_address"` // connections from one address, over all listeners; 0: no bound
 
-	ConnectTimeout   units.Duration   `toml:"connect_timeout"`      // from accept to CONNACK
-	WriteTimeout     units.Duration   `toml:"write_timeout"`        // a client that takes no byte for so long is disconnected
-	MaxPacket        units.Bytes      `toml:"max_packet"`           // largest packet taken from a signed-in client
-	MaxConnect       units.Bytes      `toml:"max_connect"`          // largest CONNECT
-	MaxTopicBytes    int              `toml:"max_topic_bytes"`      // length of a topic name or filter
-	MaxTopicLevels   int              `toml:"max_topic_levels"`     // levels of a topic name or filter
-	MaxSubscriptions int              `toml:"max_subscriptions"`    // per client
-	ReceiveMaximum   int              `toml:"receive_maximum"`      // PUBLISH packets of QoS 1 and 2 that a client may have unacknowledged
-	Window           int              `toml:"window"`               // deliveries of QoS 1 and 2 in flight to a client
-	MaxQueueMessages int              `toml:"max_queue_messages"`   // waiting for one client
-	MaxQueueBytes    units.Bytes      `toml:"max_queue_bytes"`      // waiting for one client: topics, payloads and properties
-	SessionExpiry    units.Duration   `toml:"session_expiry"`       // longest Session Expiry Interval, and that of MQTT 3.x sessions
-	MaxKeepAlive     units.Duration   `toml:"max_keep_alive"`       // longest Keep Alive of MQTT 5 clients; 0: as they ask
-	ResponseInfo     string           `toml:"response_information"` // what MQTT 5 clients get that ask for it; %c and %u are replaced
-	WillGrace        units.Duration   `toml:"will_grace"`           // after a restart, wills of clients that did not come back
-	SysInterval      units.Duration   `toml:"sys_interval"`         // how often $SYS topics are published; 0: never
+	ConnectTimeout   units.Duration   `toml:"connect_timeout"`         // from accept to CONNACK
+	WriteTimeout     units.Duration   `toml:"write_timeout"`           // a client that takes no byte for so long is disconnected
+	MaxPacket        units.Bytes      `toml:"max_packet"`              // largest packet taken from a signed-in client
+	MaxConnect       units.Bytes      `toml:"max_connect"`             // largest CONNECT
+	MaxTopicBytes    int              `toml:"max_topic_bytes"`         // length of a topic name or filter
+	MaxTopicLevels   int              `toml:"max_topic_levels"`        // levels of a topic name or filter
+	MaxSubscriptions int              `toml:"max_subscriptions"`       // per client
+	ReceiveMaximum   int              `toml:"receive_maximum"`         // PUBLISH packets of QoS 1 and 2 that a client may have unacknowledged
+	Window           int              `toml:"window"`                  // deliveries of QoS 1 and 2 in flight to a client
+	MaxQueueMessages int              `toml:"max_queue_messages"`      // waiting for one client
+	MaxQueueBytes    units.Bytes      `toml:"max_queue_bytes"`         // waiting for one client: topics, payloads and properties
+	MaxOutput        units.Bytes      `toml:"max_output"`              // written to one client and not yet taken by it: QoS 0 beyond is dropped
+	MaxSessions      int              `toml:"max_sessions"`            // persistent or not
+	MaxRetained      units.Bytes      `toml:"max_retained"`            // retained messages in all: topics, payloads, properties, and what the index takes
+	MaxAllSubs       int              `toml:"max_subscriptions_total"` // of all clients
+	SessionExpiry    units.Duration   `toml:"session_expiry"`          // longest Session Expiry Interval, and that of MQTT 3.x sessions
+	MaxKeepAlive     units.Duration   `toml:"max_keep_alive"`          // longest Keep Alive of MQTT 5 clients; 0: as they ask
+	ResponseInfo     string           `toml:"response_information"`    // what MQTT 5 clients get that ask for it; %c and %u are replaced
+	WillGrace        units.Duration   `toml:"will_grace"`              // after a restart, wills of clients that did not come back
+	SysInterval      units.Duration   `toml:"sys_interval"`            // how often $SYS topics are published; 0: never
 	Listeners        []ListenerConfig `toml:"listener"`
 
 	Version string `toml:"-"` // of the program, as $SYS/broker/version shows it
@@ -52,6 +56,10 @@ func DefaultConfig() Config {
 		Window:           256,
 		MaxQueueMessages: 1000000,
 		MaxQueueBytes:    64 << 20,
+		MaxOutput:        1 << 20,
+		MaxSessions:      100000,
+		MaxRetained:      64 << 20,
+		MaxAllSubs:       200000,
 		SessionExpiry:    units.Duration(30 * 24 * 3600e9),
 		WillGrace:        units.Duration(30e9),
 		SysInterval:      units.Duration(10e9),
@@ -80,6 +88,10 @@ func (c Config) Validate() error {
 		within("window", c.Window, 1, 65535),
 		within("max_queue_messages", c.MaxQueueMessages, 1, 100000000),
 		within("max_queue_bytes", c.MaxQueueBytes, 1<<10, 1<<40),
+		within("max_output", c.MaxOutput, 64<<10, 1<<30),
+		within("max_sessions", c.MaxSessions, 1, 10000000),
+		within("max_retained", c.MaxRetained, 1<<10, 1<<40),
+		within("max_subscriptions_total", c.MaxAllSubs, 1, 100000000),
 		within("session_expiry", c.SessionExpiry, 1e9, 36500*24*3600e9),
 		within("max_keep_alive", c.MaxKeepAlive, 0, 65535e9),
 		within("will_grace", c.WillGrace, 0, 86400e9),

@@ -17,8 +17,6 @@ const (
 	smallRead  = 1 << 10  // what a socket that cannot wait without a buffer waits with
 	bigRead    = 64 << 10 // read buffer; packets beyond it get one of four times its size, and so on
 	highWater  = 64 << 10 // output that a queue is pumped into
-	qos0Water  = 1 << 20  // output above which QoS 0 is dropped
-	ackWater   = 2 << 20  // output above which a client is not read: it does not take its acknowledgements
 	lingerFor  = 2 * time.Second
 	maxAliases = 16   // Topic Alias Maximum that we announce, and the most that we use of a client's
 	maxTopics  = 1024 // topics whose routes a connection remembers
@@ -39,12 +37,16 @@ func readBuf(class int) *[]byte {
 	if b, ok := readBufs[class].Get().(*[]byte); ok {
 		return b
 	}
-	size := smallRead
-	if class > 0 {
-		size = bigRead << (2 * (class - 1))
-	}
-	b := make([]byte, size)
+	b := make([]byte, readSize(class))
 	return &b
+}
+
+// readSize returns the size of the buffers of a class.
+func readSize(class int) int {
+	if class == 0 {
+		return smallRead
+	}
+	return bigRead << (2 * (class - 1))
 }
 
 // conn is a client's connection. mochi has it until the CONNACK is written
@@ -183,7 +185,13 @@ func (h *handshake) Write(p []byte) (int, error) {
 	if len(p) == 0 || p[0]>>4 != typeConnack || c.sess == nil {
 		return len(p), nil
 	}
-	c.say(c.connack())
+	packet := c.connack()
+	if c.hello.tooLarge(packet) {
+		c.b.notice("client takes no packet as large as its CONNACK", "client", c.who.clientID, "bytes", len(packet))
+		_ = c.Close() // [MQTT-3.1.2-24]
+		return 0, errClosed
+	}
+	c.say(packet)
 	if c.closed.Load() {
 		return 0, errClosed
 	}
@@ -276,13 +284,8 @@ func (c *conn) next() error {
 	if c.parking() && !c.over() {
 		return c.unpark()
 	}
-	if !c.up && c.w > c.r {
-		switch first := c.in[c.r]; {
-		case first>>4 != typeConnect || c.gotHello:
-			return c.fail(protocolError("first packet is not a CONNECT")) // [MQTT-3.1.0-1]
-		case first&0x0F != 0:
-			return c.fail(malformed("reserved flags of a CONNECT")) // [MQTT-2.1.3-1]
-		}
+	if !c.up && c.w > c.r && (c.in[c.r]>>4 != typeConnect || c.gotHello) {
+		return c.fail(protocolError("first packet is not a CONNECT")) // [MQTT-3.1.0-1]
 	}
 	size, header, err := frameSize(c.in[c.r:c.w])
 	if err == errNeedMore {
@@ -310,7 +313,7 @@ func (c *conn) next() error {
 		c.gotHello, c.heard = true, true
 		c.packetsIn++
 		c.b.plane.connects.Add(1)
-		if err := c.greet(c.in[c.r+header : c.r+size]); err != nil {
+		if err := c.greet(first, c.in[c.r+header:c.r+size]); err != nil {
 			return err
 		}
 		c.r += size
@@ -320,7 +323,7 @@ func (c *conn) next() error {
 	body := c.in[c.r+header : c.r+size]
 	switch kind {
 	case typePingreq:
-		if first&0x0F != 0 || len(body) != 0 {
+		if c.version > 3 && first&0x0F != 0 || len(body) != 0 {
 			return c.fail(malformed("PINGREQ with flags or a body"))
 		}
 		c.packetsIn++
@@ -328,7 +331,7 @@ func (c *conn) next() error {
 		c.r += size
 		return nil
 	case typeDisconnect:
-		if first&0x0F != 0 {
+		if c.version > 3 && first&0x0F != 0 {
 			return c.fail(malformed("reserved flags of a DISCONNECT")) // [MQTT-3.14.1-1]
 		}
 		if err := c.disconnect(body); err != nil {
@@ -470,6 +473,18 @@ func (c *conn) publish(first byte, body []byte, size int) error {
 	*m = storage.Message{Topic: st.topic, Payload: f.payload, Properties: f.properties, QoS: f.qos, Retain: f.retain}
 	if f.hasExpiry {
 		m.Expires = p.now() + int64(f.expiry)*1000
+	}
+	if m.Retain && p.fullFor(m) {
+		p.limit(limitRetained)
+		switch {
+		case f.qos == 0: // delivered, but not retained
+			m.Retain = false
+		case c.version < 5: // which has no way to say no
+			return &wireError{reasonQuota, "too many retained messages"}
+		default:
+			c.acks.send(typePuback+f.qos-1, f.packetID, reasonQuota, &c.batch)
+			return nil
+		}
 	}
 	if f.qos == 0 {
 		var r receipt
@@ -641,11 +656,11 @@ func (c *conn) makeRoom() {
 		return
 	}
 	class := 0
-	switch {
-	case c.pooled != nil:
-		class = c.class + 1
-	case c.up: // a CONNECT is small
+	if c.up { // a CONNECT is small
 		class = 1
+	}
+	for readSize(class) <= c.w-c.r {
+		class++
 	}
 	next := readBuf(class)
 	n := copy(*next, c.in[c.r:c.w])
@@ -754,11 +769,11 @@ func (c *conn) holdBack() error {
 }
 
 // awaitOutput waits, reading nothing, while the client takes so little that
-// what it is answered piles up. The writer's timeout bounds the wait.
+// what it is answered piles up to twice what QoS 0 may take. The writer's timeout bounds the wait.
 func (c *conn) awaitOutput() error {
 	for {
 		c.outMu.Lock()
-		c.crowded = len(c.out)+c.inWrite > ackWater && !c.stopped
+		c.crowded = len(c.out)+c.inWrite > 2*int(c.b.cfg.MaxOutput) && !c.stopped
 		crowded := c.crowded
 		c.outMu.Unlock()
 		if !crowded {
@@ -811,7 +826,10 @@ func (c *conn) fail(err error) error {
 	if errors.As(err, &w) {
 		reason, text = w.reason, w.text
 	}
-	c.b.log.Info("client disconnected for an error", "client", c.who.clientID, "address", c.sock.RemoteAddr().String(), "err", err)
+	if limit, ok := limitOf[reason]; ok {
+		c.b.plane.limit(limit)
+	}
+	c.b.notice("client disconnected for an error", "client", c.who.clientID, "address", c.sock.RemoteAddr().String(), "err", err)
 	c.kick(reason, text)
 	return err
 }
@@ -851,7 +869,7 @@ func (c *conn) farewell() leaving { return c.leaving }
 func (c *conn) room() bool { return c.below(highWater) }
 
 // roomQoS0 implements link.
-func (c *conn) roomQoS0() bool { return c.below(qos0Water) }
+func (c *conn) roomQoS0() bool { return c.below(int(c.b.cfg.MaxOutput)) }
 
 func (c *conn) below(mark int) bool {
 	c.outMu.Lock()
@@ -1001,7 +1019,8 @@ func (c *conn) write() {
 		c.outMu.Unlock()
 		if err := c.writeOut(buf); err != nil {
 			if errors.Is(err, os.ErrDeadlineExceeded) && !c.closed.Load() {
-				c.b.log.Info("client disconnected, it took nothing for too long", "client", c.who.clientID, "address", c.sock.RemoteAddr().String(), "err", err)
+				c.b.plane.limit(limitOutput)
+				c.b.notice("client disconnected, it took nothing for too long", "client", c.who.clientID, "address", c.sock.RemoteAddr().String(), "err", err)
 			}
 			c.outMu.Lock()
 			c.stopped, c.writing, c.inWrite = true, false, 0

@@ -3,8 +3,10 @@ package broker
 import (
 	"bytes"
 	"fmt"
+	"math/rand/v2"
 	"os"
 	"path/filepath"
+	"runtime"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -988,6 +990,40 @@ func TestLastWordsBeforeStop(t *testing.T) {
 		pub.c.Close()
 		if n := len(s.b.plane.wills); n != 0 {
 			t.Fatalf("round %d: %d wills are kept of clients that took leave", round, n)
+		}
+	}
+}
+
+// However a packet comes in pieces, and whatever its size, every byte of it
+// arrives: the read buffer is changed for a larger one and for what is unread
+// of it while the connection waits.
+func TestPacketsInPieces(t *testing.T) {
+	s := start(t, t.TempDir(), func(c *Config, _ *storage.Config) { c.MaxPacket = 2 << 20 })
+	sub, _ := s.connect(connectOptions{id: "sub", clean: true})
+	sub.subscribe(1, "a")
+	rnd := rand.New(rand.NewPCG(1, 2))
+	for _, size := range []int{1, 1000, 1024, 1030, 16384, 16400, 65000, 65536, 65600, 262144, 262200, 1 << 20} {
+		for _, piece := range []int{997, 16384, 65536, 300000} {
+			payload := make([]byte, size)
+			for i := range payload {
+				payload[i] = byte(rnd.Uint32())
+			}
+			pub := s.dial()
+			pub.version = 4
+			all := connectPacket(connectOptions{id: strings.Repeat("p", min(size, 60000)), version: 4, clean: true})
+			all = append(all, pub.publishPacket("a", string(payload), 1, 0, 1)...)
+			for len(all) > 0 {
+				n := min(len(all), 1+rnd.IntN(piece))
+				pub.send(all[:n])
+				all = all[n:]
+				runtime.Gosched()
+			}
+			pub.expect(typeConnack)
+			pub.expectAck(typePuback, 1)
+			if got := sub.take().payload; got != string(payload) {
+				t.Fatalf("%d bytes in pieces of up to %d: they are not the same", size, piece)
+			}
+			pub.c.Close()
 		}
 	}
 }

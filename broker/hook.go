@@ -16,12 +16,15 @@ import (
 
 var errRefused = errors.New("connection refused")
 
-// greet handles the CONNECT. mochi is given one that says no more than it has
+// greet handles the CONNECT, of which first is the first byte. mochi is given one that says no more than it has
 // to know: it refuses some that are legal, lets some pass that are not, and
 // sessions, wills, windows and aliases are ours.
-func (c *conn) greet(body []byte) error {
+func (c *conn) greet(first byte, body []byte) error {
 	h, err := parseConnect(body)
-	c.version = h.version
+	c.hello, c.version = h, h.version
+	if err == nil && first&0x0F != 0 && h.version > 3 {
+		err = malformed("reserved flags of a CONNECT") // [MQTT-2.1.3-1]
+	}
 	if c.refusal != 0 && err != errNotMQTT { // counted when it was accepted
 		return c.refuse(c.refusal, "too many connections", h.clientID)
 	}
@@ -39,7 +42,7 @@ func (c *conn) greet(body []byte) error {
 	if h.clientID == "" { // [MQTT-3.1.3-6] [MQTT-3.1.3-7]
 		h.clientID, c.assigned = "auto-"+rand.Text(), true
 	}
-	c.hello, c.noProblems = h, h.noProblems
+	c.noProblems = h.noProblems
 	c.keepAlive = time.Duration(h.keepAlive) * time.Second
 	if most := c.b.cfg.MaxKeepAlive.D().Truncate(time.Second); h.version == 5 && most > 0 && (c.keepAlive == 0 || c.keepAlive > most) {
 		c.keepAlive, c.imposed = most, true
@@ -55,7 +58,7 @@ func (c *conn) greet(body []byte) error {
 // refuse answers a CONNECT with the reason, or what MQTT 3.x has for it
 // (3.2.2.3), and closes. It returns errRefused.
 func (c *conn) refuse(reason byte, text, clientID string) error {
-	c.b.log.Info("connection refused", "client", clientID, "address", c.sock.RemoteAddr().String(), "reason", fmt.Sprintf("0x%02X", reason), "err", text)
+	c.b.notice("connection refused", "client", clientID, "address", c.sock.RemoteAddr().String(), "reason", fmt.Sprintf("0x%02X", reason), "err", text)
 	// Mosquitto's bridges first say their version with the high bit set, and
 	// fall back when they get the return code of that version.
 	if c.version&0x7F >= 5 {
@@ -63,7 +66,13 @@ func (c *conn) refuse(reason byte, text, clientID string) error {
 		if text != "" {
 			props = appendProperty(nil, propReasonString, text)
 		}
-		c.say(appendConnack(nil, 5, false, reason, props))
+		packet := appendConnack(nil, 5, false, reason, props)
+		if c.hello.tooLarge(packet) { // [MQTT-3.2.2-19]
+			packet = appendConnack(nil, 5, false, reason, nil)
+		}
+		if !c.hello.tooLarge(packet) {
+			c.say(packet)
+		}
 	} else if code := connackV3(reason); code != 0 {
 		c.say(appendConnack(nil, 3, false, code, nil))
 	}
@@ -155,6 +164,12 @@ func (h *hook) OnConnect(cl *mqtt.Client, _ packets.Packet) error {
 	case reason != reasonSuccess:
 	case hello.will != nil && !h.b.plane.acl.Load().allows(c.who, actionPublish, hello.will.Topic):
 		reason, text = reasonNotAuthorized, "an access rule denies the will topic" // after a restart nobody could ask any more
+	case hello.will != nil && h.b.plane.retained.cost.Load()+h.b.plane.willBytes.Load()+int64(hello.will.Size()) > int64(h.b.cfg.MaxRetained):
+		h.b.plane.limit(limitRetained)
+		reason, text = reasonQuota, "there are as many wills and retained messages as may be"
+	case !h.b.plane.mayOpen(hello.clientID):
+		h.b.plane.limit(limitSessions)
+		reason, text = reasonQuota, "there are as many sessions as may be"
 	case h.b.stopping.Load():
 		reason, text = reasonShuttingDown, reasonTexts[reasonShuttingDown]
 	}

@@ -5,6 +5,7 @@ import (
 	"math"
 	"net"
 	"net/netip"
+	"sync"
 	"syscall"
 	"time"
 )
@@ -19,6 +20,13 @@ const (
 	limitOrigin
 	limitProxyHeader
 	limitEvicted
+	limitPacketSize
+	limitTopic
+	limitSubscriptions
+	limitReceiveMaximum
+	limitOutput
+	limitSessions
+	limitRetained
 	limitKinds
 	noLimit = -1
 )
@@ -33,6 +41,18 @@ var limitNames = [limitKinds]string{
 	limitOrigin:             "origin",
 	limitProxyHeader:        "proxy-header",
 	limitEvicted:            "evicted",
+	limitPacketSize:         "packet-size",
+	limitTopic:              "topic",
+	limitSubscriptions:      "subscriptions",
+	limitReceiveMaximum:     "receive-maximum",
+	limitOutput:             "output",
+	limitSessions:           "sessions",
+	limitRetained:           "retained",
+}
+
+// limitOf is the limit that a connection ended for, by the reason code.
+var limitOf = map[byte]int{
+	reasonTooLarge: limitPacketSize, reasonTopicInvalid: limitTopic, reasonReceiveMaximum: limitReceiveMaximum,
 }
 
 // limit counts what was refused because of a limit.
@@ -268,4 +288,41 @@ func (b *Broker) letGo(s *slot) {
 		s.ln.waiting.Remove(s.waiting)
 		s.waiting = nil
 	}
+}
+
+// notices bounds what the log says of single connections: whoever connects a
+// thousand times a second must not fill the flash with it.
+type notices struct {
+	mu    sync.Mutex
+	full  time.Time // when the bucket is full again
+	quiet int       // not logged since the last one that was
+}
+
+// A burst of noticeBurst notices is logged, then one every noticeEvery.
+const (
+	noticeBurst = 100
+	noticeEvery = time.Second
+)
+
+// notice logs what happened to one connection, unless too much happens.
+func (b *Broker) notice(msg string, args ...any) {
+	n := &b.notices
+	n.mu.Lock()
+	now := time.Now()
+	if n.full.Before(now) {
+		n.full = now
+	}
+	if n.full.Sub(now) >= noticeBurst*noticeEvery {
+		n.quiet++
+		n.mu.Unlock()
+		return
+	}
+	n.full = n.full.Add(noticeEvery)
+	quiet := n.quiet
+	n.quiet = 0
+	n.mu.Unlock()
+	if quiet > 0 {
+		args = append(args, "more", quiet)
+	}
+	b.log.Info(msg, args...)
 }

@@ -31,6 +31,7 @@ type plane struct {
 	subs     subIndex[*subscription]
 	retained retainedTree
 	groups   map[string]*shareGroup
+	weight   int           // of all subscriptions
 	gen      atomic.Uint64 // changes whenever routes may change
 
 	sessMu   sync.Mutex
@@ -40,6 +41,8 @@ type plane struct {
 	busyIDs  map[string]chan struct{} // client identifiers in the middle of a session change
 	unsaid   map[string]chan struct{} // sessions made or ended whose rows are not durable; closed when they are
 	wills    map[string]*will
+	// willBytes is the size of all wills; changed with sessMu held.
+	willBytes atomic.Int64
 
 	acl      atomic.Pointer[acl]
 	stopping atomic.Bool
@@ -143,6 +146,7 @@ func (p *plane) restore() error {
 		if p.sessions[w.ClientID] == nil {
 			w.Delay = 0 // the session has ended, so its will waits no longer [MQTT-3.1.2-8]
 		}
+		p.willBytes.Add(int64(w.Message.Size()))
 		p.wills[w.ClientID] = &will{msg: w.Message, delay: w.Delay, due: now.Add(p.cfg.WillGrace.D() + time.Duration(w.Delay)*time.Second)}
 	}
 	progress := make(map[storage.SessionID]*restored, len(img.Sessions))
@@ -159,7 +163,7 @@ func (p *plane) restore() error {
 				if s == nil || !progress[c.Session].wants(c.Seq) {
 					continue
 				}
-				e := &entry{s: s, msg: m, seg: segs[i], seq: c.Seq, ids: c.Identifiers, qos: c.QoS, retain: c.Retain, durable: true}
+				e := &entry{s: s, msg: m, seg: segs[i], seq: c.Seq, ids: c.Identifiers, qos: c.QoS, retain: c.Retain, shared: c.Shared, durable: true}
 				if progress[c.Session].released[c.Seq] {
 					e.state, e.tried = released, true
 				}
@@ -372,6 +376,13 @@ func (p *plane) settles(clientID string) storage.Waiter {
 	})
 }
 
+// mayOpen reports whether there is a session for a client, or room for one.
+func (p *plane) mayOpen(clientID string) bool {
+	p.sessMu.Lock()
+	defer p.sessMu.Unlock()
+	return len(p.sessions) < p.cfg.MaxSessions || p.sessions[clientID] != nil
+}
+
 func (p *plane) session(clientID string) *session {
 	p.sessMu.Lock()
 	defer p.sessMu.Unlock()
@@ -439,18 +450,25 @@ func (p *plane) end(s *session, b *batch) {
 	}
 	delete(p.byID, s.id)
 	p.sessMu.Unlock()
+	var groups []*shareGroup
 	p.mu.Lock()
 	if len(s.subs) > 0 {
 		for _, sub := range s.subs {
 			p.removeSubscription(sub)
+			if sub.group != nil {
+				groups = append(groups, sub.group)
+			}
 		}
 		clear(s.subs)
 		p.gen.Add(1)
 	}
 	p.mu.Unlock()
 	s.mu.Lock()
-	s.end(b)
+	orphans := s.end(b)
 	s.mu.Unlock()
+	for _, o := range orphans { // ahead of the session's row, so that a cut loses none
+		p.adopt(o, groups, b)
+	}
 	if s.id != 0 {
 		id := s.id
 		p.journal.Change(func(tx storage.Tx) error { return tx.DeleteSession(id) }, p.settles(s.clientID))

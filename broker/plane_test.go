@@ -315,7 +315,7 @@ func TestUnreadAcknowledgementsAreBounded(t *testing.T) {
 	eventually(t, "the client is not read any more", func() bool {
 		k.outMu.Lock()
 		defer k.outMu.Unlock()
-		if size := len(k.out) + k.inWrite; size > 2*ackWater {
+		if size := len(k.out) + k.inWrite; size > 4*int(s.b.cfg.MaxOutput) {
 			t.Fatalf("%d bytes of output pile up", size)
 		}
 		return k.crowded
@@ -460,5 +460,98 @@ func TestIdentifierWaitsForTheStore(t *testing.T) {
 	}
 	if last := c.deliveries[16]; last != "m15 id1 qos1 dup false" {
 		t.Errorf("the first delivery with identifier 1 again is %q", last)
+	}
+}
+
+// When the session of a share group's member ends, the others get what it had
+// not finished, also over a power cut; but nothing of QoS 2 that it was sent
+// once.
+func TestSharedRedistribution(t *testing.T) {
+	for _, cut := range []bool{false, true} {
+		t.Run(fmt.Sprintf("cut %v", cut), func(t *testing.T) {
+			r := newRig(t, func(c *Config) { c.Window = 2 })
+			pub := r.connect("pub", 10)
+			a, b := r.connect("a", 2), r.connect("b", 10)
+			a.subscribe(2, "$share/g/t/#")
+			b.subscribe(2, "$share/g/t/#")
+			a.subscribe(1, "own")
+			r.commit()
+			r.p.leave(b.s, b, leaving{}, &r.b)
+			for i := range 4 {
+				pub.publish(storage.Message{Topic: "t/1", Payload: fmt.Appendf(nil, "one%d", i), QoS: 1}, uint16(1+i))
+			}
+			pub.publish(storage.Message{Topic: "own", Payload: []byte("own"), QoS: 1}, 9)
+			r.commit()
+			equal(t, "a, in flight", a.deliveries, []string{"one0 id1 qos1 dup false", "one1 id2 qos1 dup false"})
+			a.s.puback(1, &r.b)
+			a.s.puback(2, &r.b)
+			a.s.puback(3, &r.b)
+			a.deliveries = nil
+			pub.publish(storage.Message{Topic: "t/2", Payload: []byte("two0"), QoS: 2}, 20)
+			a.s.puback(4, &r.b) // own is in flight now, and then two0
+			r.commit()
+			pub.publish(storage.Message{Topic: "t/2", Payload: []byte("two1"), QoS: 2}, 21)
+			r.commit()
+			equal(t, "a, then", a.deliveries, []string{"two0 id6 qos2 dup false"})
+			if cut {
+				r.boot()
+				pub = r.connect("pub", 10)
+			}
+			// a has own and two0 in flight, and two1 behind them.
+			pub.publish(storage.Message{Topic: "t/1", Payload: []byte("late"), QoS: 1}, 30)
+			r.commit()
+			before := r.p.counters.dropped[dropSessionEnded].Load()
+			gone, _, _ := r.p.open(&party{r: r}, opening{clientID: "a", version: 4, cleanStart: true, window: 2}, &r.b)
+			if gone == nil {
+				t.Fatal("no session")
+			}
+			if n := r.p.counters.dropped[dropSessionEnded].Load() - before; n != 2 {
+				t.Errorf("%d deliveries dropped, want own and two0", n)
+			}
+			r.commit()
+			r.boot()
+			b = r.connect("b", 10)
+			r.commit()
+			got := slices.Clone(b.deliveries)
+			slices.Sort(got)
+			for i := range got {
+				got[i], _, _ = strings.Cut(got[i], " ")
+			}
+			equal(t, "b has", got, []string{"late", "two1"})
+		})
+	}
+}
+
+// A publisher's acknowledgement waits for the member that takes a message
+// over from a session that has ended before it was safe.
+func TestAdoptedIsSafeBeforeAck(t *testing.T) {
+	r := newRig(t)
+	pub := r.connect("pub", 10)
+	a, b := r.connect("a", 10), r.connect("b", 10)
+	a.subscribe(1, "$share/g/t")
+	b.subscribe(1, "$share/g/t")
+	r.commit()
+	r.p.leave(b.s, b, leaving{}, &r.b)
+	r.p.leave(a.s, a, leaving{}, &r.b)
+	pub.publish(storage.Message{Topic: "t", Payload: []byte("x"), QoS: 1}, 7)
+	had := a.s
+	if had.waiting() == 0 {
+		had = b.s
+	}
+	r.p.end(had, &r.b)
+	if slices.Contains(pub.answers, "4:7") {
+		t.Fatal("acknowledged before anybody had it safely")
+	}
+	r.commit()
+	if !slices.Contains(pub.answers, "4:7") {
+		t.Error("not acknowledged though it is safe")
+	}
+	r.boot()
+	n := 0
+	for _, s := range r.p.sessions {
+		n += s.waiting()
+	}
+	if n != 1 {
+		t.Errorf("%d deliveries after a cut, want 1", n)
 	}
 }

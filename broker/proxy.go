@@ -10,6 +10,7 @@ import (
 	"net/netip"
 	"strconv"
 	"strings"
+	"syscall"
 )
 
 // The PROXY protocol: what a load balancer or TLS terminator writes ahead of a
@@ -38,6 +39,14 @@ func (p *proxied) CloseWrite() error {
 		return h.CloseWrite()
 	}
 	return errors.ErrUnsupported
+}
+
+// SyscallConn gives the socket itself, for nothing of it is read ahead.
+func (p *proxied) SyscallConn() (syscall.RawConn, error) {
+	if s, ok := p.Conn.(syscall.Conn); ok {
+		return s.SyscallConn()
+	}
+	return nil, errors.ErrUnsupported
 }
 
 // unknownAddr is the address of a client whom the proxy does not know. It is

@@ -13,11 +13,12 @@ import (
 // subscriptions of a session are one route: it gets one copy, at their highest
 // QoS and with all their identifiers (3.3.4).
 type route struct {
-	s     *session
-	qos   byte // highest QoS of the subscriptions
-	keep  bool // Retain As Published
-	ids   []uint32
-	local []*subscription // all of them, where any has No Local; else nil
+	s      *session
+	qos    byte // highest QoS of the subscriptions
+	keep   bool // Retain As Published
+	shared bool // by a shared subscription
+	ids    []uint32
+	local  []*subscription // all of them, where any has No Local; else nil
 }
 
 // routes is what a topic's messages meet. It is immutable, and valid as long
@@ -26,6 +27,15 @@ type routes struct {
 	gen    uint64
 	direct []route
 	shared []*shareGroup
+}
+
+// reason returns the reason code of an acknowledgement: MQTT 5 has one for
+// messages that nobody has subscribed to (3.4.2.1).
+func (r *routes) reason(m *storage.Message, version byte) byte {
+	if version == 5 && !m.Retain && len(r.direct) == 0 && len(r.shared) == 0 {
+		return reasonNoSubscribers
+	}
+	return reasonSuccess
 }
 
 // routesFor returns the routes of a topic.
@@ -135,6 +145,7 @@ func (p *plane) accept(from *session, acks *ackQueue, rt *routes, m *storage.Mes
 			return // the message was taken over before
 		}
 		t := r.ticket()
+		t.reason = rt.reason(m, from.version)
 		t.then = in.secured
 		if from.id != 0 {
 			m = clone(m)
@@ -157,7 +168,7 @@ func (p *plane) accept(from *session, acks *ackQueue, rt *routes, m *storage.Mes
 	}
 	switch {
 	case r.t == nil:
-		acks.send(r.kind, id, 0, b)
+		acks.send(r.kind, id, rt.reason(m, from.version), b)
 	case fault(faultAckEarly):
 		r.t.release(b)
 		acks.send(r.kind, id, 0, b)
@@ -184,14 +195,17 @@ func (p *plane) publish(from *session, m *storage.Message, b *batch, done func()
 	}
 }
 
-// clone returns a message of its own memory, in one piece.
+// clone returns a message of its own memory.
 func clone(m *storage.Message) *storage.Message {
 	c := *m
-	buf := make([]byte, len(m.Payload)+len(m.Properties))
-	n := copy(buf, m.Payload)
-	copy(buf[n:], m.Properties)
-	c.Payload = buf[:n:n]
-	c.Properties = buf[n:]
+	// Two steps that the compiler makes one of, without clearing the memory
+	// first: it is a good part of the cost of a large message.
+	c.Payload = make([]byte, len(m.Payload))
+	copy(c.Payload, m.Payload)
+	if len(m.Properties) > 0 {
+		c.Properties = make([]byte, len(m.Properties))
+		copy(c.Properties, m.Properties)
+	}
 	return &c
 }
 
@@ -214,31 +228,72 @@ func (p *plane) route(from *session, rt *routes, m *storage.Message, b *batch, r
 			}
 			d = &own
 		}
-		m, kept = p.deliver(d, m, kept, b, r)
+		m, kept, _ = p.deliver(d, m, kept, b, r)
 	}
 	for _, g := range rt.shared {
-		if sub := g.pick(p, m.Topic); sub != nil {
-			d := route{s: sub.session}
-			d.merge(sub)
-			m, kept = p.deliver(&d, m, kept, b, r)
+		m, kept, _ = p.deliverShared(g, m, kept, b, r)
+	}
+}
+
+// deliverShared gives a message to one member of a share group. It reports
+// whether there was one.
+func (p *plane) deliverShared(g *shareGroup, m *storage.Message, kept bool, b *batch, r *receipt) (*storage.Message, bool, bool) {
+	for {
+		sub := g.pick(p, m.Topic)
+		if sub == nil {
+			return m, kept, false
 		}
+		d := route{s: sub.session, shared: true}
+		d.merge(sub)
+		ok := false
+		if m, kept, ok = p.deliver(&d, m, kept, b, r); ok {
+			return m, kept, true
+		}
+		// Its session has ended meanwhile, and it is about to leave the group
+		// or has left it.
+		g.remove(sub)
+	}
+}
+
+// adopt gives a message of a session that has ended to another member of one
+// of the share groups that the session was in.
+func (p *plane) adopt(o orphan, groups []*shareGroup, b *batch) {
+	r := receipt{t: o.ticket}
+	given := false
+	for _, g := range groups {
+		if covers(g.sub.topic, o.msg.Topic) {
+			_, _, given = p.deliverShared(g, o.msg, true, b, &r)
+			break
+		}
+	}
+	if !given {
+		p.drop(dropSessionEnded)
+	}
+	if r.pub != nil {
+		p.journal.Publish(r.pub)
+	}
+	if o.ticket != nil {
+		o.ticket.release(b) // what it owed to the session that has ended
 	}
 }
 
 // deliver gives a message to one session. It returns the message to go on
-// with, which is a clone once one was needed.
-func (p *plane) deliver(d *route, m *storage.Message, kept bool, b *batch, r *receipt) (*storage.Message, bool) {
+// with, which is a clone once one was needed, and false if the session has
+// ended.
+func (p *plane) deliver(d *route, m *storage.Message, kept bool, b *batch, r *receipt) (*storage.Message, bool, bool) {
 	s := d.s
 	qos := min(d.qos, m.QoS)
 	retain := d.keep && m.Retain
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if s.ended {
-		return m, kept
+		return m, kept, false
 	}
 	if qos == 0 {
 		switch {
 		case s.link == nil: // QoS 0 is not kept for who is away
+		case m.Expires != 0 && m.Expired(p.now()):
+			p.drop(dropExpired)
 		case s.qos0 > 0: // must not overtake what waits
 			if s.qos0 >= maxQoS0Behind || s.full(m.Size()) {
 				p.drop(dropQoS0)
@@ -255,12 +310,13 @@ func (p *plane) deliver(d *route, m *storage.Message, kept bool, b *batch, r *re
 				p.drop(dropTooLarge)
 			}
 		}
-		return m, kept
+		return m, kept, true
 	}
 	if !kept {
 		m, kept = clone(m), true
 	}
 	e := s.enqueue(m, qos, retain, d.ids, b)
+	e.shared = d.shared
 	if s.id != 0 {
 		if t := r.ticket(); t != nil {
 			t.owe()
@@ -270,7 +326,7 @@ func (p *plane) deliver(d *route, m *storage.Message, kept bool, b *batch, r *re
 		pub.Claims = append(pub.Claims, e)
 	}
 	s.pump(b)
-	return m, kept
+	return m, kept, true
 }
 
 // maxQoS0Behind bounds how many live QoS 0 messages wait behind retained ones
@@ -307,6 +363,15 @@ func (p *plane) retain(m *storage.Message, r *receipt) *routes {
 		}
 	}
 	return p.routesLocked(m.Topic)
+}
+
+// fullFor reports whether the retained store has no room for a message. One
+// that takes the place of another is always taken.
+func (p *plane) fullFor(m *storage.Message) bool {
+	if len(m.Payload) == 0 || p.retained.cost.Load()+p.willBytes.Load()+retainedCost(m.Topic, m.Size()) <= int64(p.cfg.MaxRetained) {
+		return false
+	}
+	return p.Retained(m.Topic) == nil
 }
 
 // Causes of deliveries not made.
@@ -349,6 +414,16 @@ type shareGroup struct {
 	mu      sync.Mutex
 	members []*subscription
 	turn    int
+}
+
+// remove takes a member out. It reports whether the group is empty now.
+func (g *shareGroup) remove(sub *subscription) (empty bool) {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	if i := slices.Index(g.members, sub); i >= 0 {
+		g.members = slices.Delete(g.members, i, i+1)
+	}
+	return len(g.members) == 0
 }
 
 // pick returns the member whose turn it is: connected ones in turn, and where

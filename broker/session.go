@@ -47,6 +47,7 @@ type entry struct {
 	state   entryState
 	qos     byte
 	retain  bool
+	shared  bool // came by a shared subscription
 	durable bool
 	tried   bool // was sent once, on this connection or an earlier one: the next PUBLISH has DUP
 }
@@ -103,6 +104,7 @@ type session struct {
 
 	inbound map[uint16]*inbound
 	subs    map[string]*subscription // by filter; guarded by plane.mu
+	weight  int                      // of subs (see filterWeight); likewise
 	who     principal
 }
 
@@ -357,6 +359,7 @@ func (s *session) pubrec(id uint16, reason byte, b *batch) {
 	}
 	e := s.find(id)
 	switch {
+	case (e == nil || e.qos != 2 || e.state == finished) && reason >= 0x80: // [MQTT-4.3.3-4]: nothing to release
 	case e == nil || e.qos != 2 || e.state == finished:
 		s.acks.send(typePubrel, id, notFound(s.version), b)
 	case e.state == sent && reason >= 0x80: // [MQTT-4.3.3-4]: the client refuses it
@@ -436,7 +439,7 @@ func (e *entry) Record() (storage.ClaimRecord, bool) {
 	if e.state == finished || e.s.ended {
 		return storage.ClaimRecord{}, false
 	}
-	return storage.ClaimRecord{Session: e.s.id, Seq: e.seq, QoS: e.qos, Retain: e.retain, Identifiers: e.ids}, true
+	return storage.ClaimRecord{Session: e.s.id, Seq: e.seq, QoS: e.qos, Retain: e.retain, Shared: e.shared, Identifiers: e.ids}, true
 }
 
 // Stored implements storage.Claim.
@@ -641,19 +644,33 @@ func (s *session) detach(o owner) bool {
 	return true
 }
 
-// end finishes everything that the session still has. The caller has taken it
-// out of the plane. s.mu is held.
-func (s *session) end(b *batch) {
+// orphan is a delivery that came by a shared subscription to a session that
+// has ended, and that another member of the group shall have.
+type orphan struct {
+	msg    *storage.Message
+	ticket *ticket // owed to the publisher while it is not safe; nil after
+}
+
+// end finishes everything that the session still has, and returns what others
+// shall have of it: not what is QoS 2 and was sent once [MQTT-4.8.2-5]. The
+// caller has taken it out of the plane. s.mu is held.
+func (s *session) end(b *batch) (orphans []orphan) {
 	s.ended = true
 	for s.queue.len() > 0 { // finish takes the first one out
 		e := s.queue.at(0)
-		if e.qos > 0 {
+		switch {
+		case e.qos == 0 || e.state == finished:
+		case e.shared && (e.qos == 1 || !e.tried):
+			orphans = append(orphans, orphan{e.msg, e.ticket})
+			e.ticket = nil
+		default:
 			s.plane.drop(dropSessionEnded)
 		}
 		s.finish(e, b)
 	}
 	s.queue, s.next = ring{}, 0
 	s.inbound = nil
+	return orphans
 }
 
 // ring is a queue of entries, ascending by sequence number, that grows as

@@ -1,7 +1,7 @@
 package broker
 
 import (
-	"slices"
+	"strings"
 	"sync"
 
 	"penstock/storage"
@@ -27,6 +27,9 @@ func (p *plane) addSubscription(s *session, filter string, options byte, identif
 	if old != nil {
 		p.removeSubscription(old)
 	}
+	weight := filterWeight(filter)
+	s.weight += weight
+	p.weight += weight
 	sub := &subscription{session: s, filter: filter, topic: filter, options: options, identifier: identifier}
 	if s.subs == nil {
 		s.subs = make(map[string]*subscription)
@@ -56,18 +59,15 @@ func (p *plane) addSubscription(s *session, filter string, options byte, identif
 // removeSubscription takes a subscription out of the index. p.mu is held; the
 // caller removes it from the session's map.
 func (p *plane) removeSubscription(sub *subscription) {
+	weight := filterWeight(sub.filter)
+	sub.session.weight -= weight
+	p.weight -= weight
 	g := sub.group
 	if g == nil {
 		p.subs.remove(sub.topic, sub)
 		return
 	}
-	g.mu.Lock()
-	if i := slices.Index(g.members, sub); i >= 0 {
-		g.members = slices.Delete(g.members, i, i+1)
-	}
-	empty := len(g.members) == 0
-	g.mu.Unlock()
-	if empty {
+	if g.remove(sub) {
 		delete(p.groups, g.key)
 		p.subs.remove(g.sub.topic, g.sub)
 	}
@@ -149,13 +149,27 @@ type retainedMatch struct {
 	sub *subscription
 }
 
+// filterWeight is how many subscriptions a filter counts for: each level of one
+// with wildcards may be visited for any message.
+func filterWeight(filter string) int {
+	if !hasWildcard(filter) {
+		return 1
+	}
+	return 1 + strings.Count(filter, "/")/8
+}
+
 // maySubscribe checks one filter of a SUBSCRIBE and returns its reason code.
 func (p *plane) maySubscribe(s *session, f filterRequest) byte {
 	_, topic, _, ok := splitShare(f.filter)
 	if !ok || !validFilter(topic, p.cfg.MaxTopicBytes, p.cfg.MaxTopicLevels) {
+		if ok {
+			p.limit(limitTopic)
+		}
 		return reasonFilterInvalid
 	}
-	if len(s.subs) >= p.cfg.MaxSubscriptions && s.subs[f.filter] == nil {
+	weight := filterWeight(f.filter)
+	if s.subs[f.filter] == nil && (s.weight+weight > p.cfg.MaxSubscriptions || p.weight+weight > p.cfg.MaxAllSubs) {
+		p.limit(limitSubscriptions)
 		return reasonQuota
 	}
 	if !p.acl.Load().allows(s.who, actionSubscribe, topic) {

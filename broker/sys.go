@@ -6,6 +6,7 @@ import (
 	"strconv"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"penstock/storage"
@@ -233,8 +234,19 @@ type retainedTree struct {
 	bytes    int64 // topics, payloads and properties, but for the next
 	own      int   // messages below $SYS
 	ownBytes int64
+	cost     atomic.Int64 // what max_retained bounds; changed with the plane's lock held
 }
 
+// levelCost is what the index takes for a level of a retained topic that no
+// other topic has, bytes.
+const levelCost = 100
+
+// retainedCost is what a retained message takes in memory, bytes.
+func retainedCost(topic string, size int) int64 {
+	return int64(size + levelCost*(1+strings.Count(topic, "/")))
+}
+
+// put replaces the message of a topic.
 func (t *retainedTree) put(topic string, m *storage.Message) (old *storage.Message, replaced bool) {
 	old, replaced = t.topicTree.put(topic, m)
 	t.add(topic, m, 1)
@@ -258,5 +270,6 @@ func (t *retainedTree) add(topic string, m *storage.Message, sign int) {
 		t.ownBytes += size
 	} else {
 		t.bytes += size
+		t.cost.Add(int64(sign) * retainedCost(topic, m.Size()))
 	}
 }

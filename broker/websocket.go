@@ -15,6 +15,7 @@ import (
 	"slices"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"time"
 )
 
@@ -185,6 +186,8 @@ type wsConn struct {
 	pending []byte   // to be written before anything else: a frame's header, control frames
 	owed    int      // bytes of the frame begun that are still to be written
 	goodbye bool     // a Close frame was sent, or will never be
+
+	code atomic.Uint32 // of the Close frame, 0: not known yet
 
 	pongMu sync.Mutex
 	pong   []byte // control frame that answers the last Ping
@@ -462,15 +465,17 @@ func (w *wsConn) sendPong() {
 	}
 }
 
-// sayGoodbye sends a Close frame, once, if no frame is being written.
+// sayGoodbye sends a Close frame, once, with the code that was given first. If
+// a frame is being written it leaves that to the next call, at the latest Close.
 func (w *wsConn) sayGoodbye(code uint16) {
+	w.code.CompareAndSwap(0, uint32(code))
 	if !w.writeMu.TryLock() {
 		return
 	}
 	defer w.writeMu.Unlock()
 	if w.owed == 0 && !w.goodbye {
 		w.push()
-		w.pending = binary.BigEndian.AppendUint16(frameHeader(w.pending, opClose, 2), code)
+		w.pending = binary.BigEndian.AppendUint16(frameHeader(w.pending, opClose, 2), uint16(w.code.Load()))
 		_ = w.wire.SetWriteDeadline(time.Now().Add(closeWithin)) // fails on Write too
 		_, _ = w.write(nil)                                      // closing in any case
 	}

@@ -19,7 +19,11 @@ type will struct {
 // arm remembers the will of a client that has just connected.
 func (p *plane) arm(clientID string, w *will) {
 	p.sessMu.Lock()
+	if old := p.wills[clientID]; old != nil {
+		p.willBytes.Add(-int64(old.msg.Size()))
+	}
 	p.wills[clientID] = w
+	p.willBytes.Add(int64(w.msg.Size()))
 	p.sessMu.Unlock()
 	row := storage.Will{ClientID: clientID, Delay: w.delay, Message: w.msg}
 	p.journal.Change(func(tx storage.Tx) error { return tx.PutWill(row) }, nil)
@@ -32,6 +36,7 @@ func (p *plane) disarm(clientID string, w *will) bool {
 	there := p.wills[clientID] == w
 	if there {
 		delete(p.wills, clientID)
+		p.willBytes.Add(-int64(w.msg.Size()))
 	}
 	p.sessMu.Unlock()
 	if there {

@@ -355,6 +355,11 @@ type connectFrame struct {
 	noProblems   bool // Request Problem Information is 0
 }
 
+// tooLarge reports whether a packet is larger than the client takes.
+func (f *connectFrame) tooLarge(packet []byte) bool {
+	return f.maxPacket > 0 && len(packet) > int(f.maxPacket)
+}
+
 // errNotMQTT is what a CONNECT is that gets no answer.
 var errNotMQTT = errors.New("protocol is not MQTT")
 
@@ -382,7 +387,7 @@ func parseConnect(body []byte) (*connectFrame, error) {
 	hasWill, hasPassword := flags&4 != 0, flags&0x40 != 0
 	f.hasUsername = flags&0x80 != 0
 	switch {
-	case flags&1 != 0:
+	case flags&1 != 0 && f.version > 3:
 		return f, malformed("reserved connect flag is set") // [MQTT-3.1.2-3]
 	case !hasWill && flags&0x38 != 0, flags&0x18 == 0x18:
 		return f, malformed("will flags contradict each other") // [MQTT-3.1.2-11] to [MQTT-3.1.2-15]
@@ -694,11 +699,8 @@ func parseAck(first byte, body []byte, version byte) (packetID uint16, reason by
 	kind, want := first>>4, byte(0)
 	if kind == typePubrel {
 		want = 2
-		if version == 3 {
-			first &^= dupFlag
-		}
 	}
-	if first&0x0F != want {
+	if version > 3 && first&0x0F != want { // MQTT 3.1 does not use them
 		return 0, 0, malformed("reserved flags of an acknowledgement") // [MQTT-2.1.3-1]
 	}
 	r := reader{buf: body}
@@ -727,10 +729,6 @@ func parseAck(first byte, body []byte, version byte) (packetID uint16, reason by
 // ackReasons are the reason codes of a PUBACK or PUBREC (3.4.2.1, 3.5.2.1).
 var ackReasons = []byte{0, reasonNoSubscribers, reasonUnspecified, reasonImplementation, reasonNotAuthorized, reasonTopicInvalid, reasonIDInUse, reasonQuota, reasonPayloadFormat}
 
-// dupFlag is the DUP flag of a fixed header. In MQTT 3.1 a client sets it also
-// in a PUBREL, SUBSCRIBE or UNSUBSCRIBE that it sends again (2.1 there).
-const dupFlag = 8
-
 // filterRequest is one topic filter of a SUBSCRIBE.
 type filterRequest struct {
 	filter  string
@@ -739,10 +737,7 @@ type filterRequest struct {
 
 // parseSubscribe reads a SUBSCRIBE (3.8).
 func parseSubscribe(first byte, body []byte, version byte) (packetID uint16, identifier uint32, filters []filterRequest, err error) {
-	if version == 3 {
-		first &^= dupFlag
-	}
-	if first&0x0F != 2 {
+	if version > 3 && first&0x0F != 2 { // MQTT 3.1 has DUP here
 		return 0, 0, nil, malformed("reserved flags of a SUBSCRIBE") // [MQTT-3.8.1-1]
 	}
 	r := reader{buf: body}
@@ -762,7 +757,10 @@ func parseSubscribe(first byte, body []byte, version byte) (packetID uint16, ide
 		if r.err != nil {
 			break
 		}
+		_, topic, _, ok := splitShare(f.filter)
 		switch {
+		case version < 5 && !(ok && validFilter(topic, 0, 0)): // [MQTT-4.7.1-2] [MQTT-4.7.1-3]; MQTT 5 has a code for it
+			return 0, 0, nil, malformed("malformed topic filter")
 		case version < 5 && (f.options&^3 != 0 || f.options == 3), f.options&0xC0 != 0:
 			return 0, 0, nil, malformed("reserved subscription options are set") // [MQTT-3.8.3-5]
 		case f.options&3 == 3, f.options>>4&3 == 3:
@@ -783,10 +781,7 @@ func parseSubscribe(first byte, body []byte, version byte) (packetID uint16, ide
 
 // parseUnsubscribe reads an UNSUBSCRIBE (3.10).
 func parseUnsubscribe(first byte, body []byte, version byte) (packetID uint16, filters []string, err error) {
-	if version == 3 {
-		first &^= dupFlag
-	}
-	if first&0x0F != 2 {
+	if version > 3 && first&0x0F != 2 { // MQTT 3.1 has DUP here
 		return 0, nil, malformed("reserved flags of an UNSUBSCRIBE") // [MQTT-3.10.1-1]
 	}
 	r := reader{buf: body}

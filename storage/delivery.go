@@ -77,6 +77,7 @@ type ClaimRecord struct {
 	Seq         uint64
 	QoS         byte // of the delivery, 1 or 2
 	Retain      bool // RETAIN flag of the delivery
+	Shared      bool // came by a shared subscription
 	Identifiers []uint32
 }
 
@@ -91,6 +92,9 @@ func appendClaim(buf []byte, c ClaimRecord) []byte {
 	if c.Retain {
 		flags |= packedRetain
 	}
+	if c.Shared {
+		flags |= packedShared
+	}
 	buf = append(buf, flags)
 	buf = binary.AppendUvarint(buf, uint64(c.Session))
 	buf = binary.AppendUvarint(buf, c.Seq)
@@ -103,7 +107,7 @@ func appendClaim(buf []byte, c ClaimRecord) []byte {
 
 func (u *unpacker) claim() ClaimRecord {
 	flags := u.byte()
-	c := ClaimRecord{QoS: flags & packedQoS, Retain: flags&packedRetain != 0}
+	c := ClaimRecord{QoS: flags & packedQoS, Retain: flags&packedRetain != 0, Shared: flags&packedShared != 0}
 	c.Session = SessionID(u.uvarint())
 	c.Seq = u.uvarint()
 	for range u.count() {

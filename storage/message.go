@@ -29,6 +29,7 @@ const (
 	packedRetain     = 0x04
 	packedProperties = 0x08
 	packedExpires    = 0x10
+	packedShared     = 0x20
 )
 
 var errTorn = errors.New("packed record is cut short or not one of ours")

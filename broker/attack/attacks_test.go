@@ -26,7 +26,7 @@ var attacks = []attack{
 		connects: true,
 		run: func(ctx context.Context, a *arena) {
 			many(10, func(n int) {
-				pace(ctx, 200, func(i int) {
+				pace(ctx, 125, func(i int) {
 					if i >= 1000 {
 						return
 					}

@@ -16,7 +16,7 @@ RACE = $(shell printf '\043include <stdlib.h>\nint main(void) { return 0; }\n' |
 # Emulators for the tests on ARM: as GOARCH:GOARM:program.
 ARM = arm64::qemu-aarch64-static arm:7:qemu-arm-static_-cpu_cortex-a7 arm:6:qemu-arm-static_-cpu_arm1176
 
-.PHONY: help run build test lint dist dist-check bench soak test-arm fuzz attack clean
+.PHONY: help run build test interop lint dist dist-check bench soak test-arm fuzz attack clean
 .DEFAULT_GOAL := help
 
 help: ## list the targets
@@ -37,14 +37,25 @@ test: ## run all tests, with the race detector if there is a C compiler (wants m
 		set -x; $(GO) test -timeout 20m ./...; \
 	fi
 
+# Most of their time the clients wait, so many run at a time.
+MQTTJS = broker/interop/testdata/mqttjs
+interop: $(MQTTJS)/node_modules/.package-lock.json ## other people's clients against the program (wants mosquitto-clients libpaho-mqtt-dev python3-paho-mqtt nodejs npm gcc)
+	$(GO) test -tags interop -count 1 -parallel 16 -timeout 10m ./broker/interop
+
+$(MQTTJS)/node_modules/.package-lock.json: $(MQTTJS)/package-lock.json
+	cd $(MQTTJS) && npm ci --no-audit --no-fund
+	@touch $@
+
 lint: ## gofmt, go vet (64 and 32 bits) and staticcheck
 	@unformatted=$$($$($(GO) env GOROOT)/bin/gofmt -l .); \
 		if [ -n "$$unformatted" ]; then echo "gofmt would change: $$unformatted"; exit 1; fi
 	$(GO) vet ./...
 	$(GO) vet -tags faults ./broker/...
+	$(GO) vet -tags interop ./broker/interop
 	$(GO) vet -tags attack ./broker/attack
 	GOARCH=arm $(GO) vet ./...
 	$(GO) tool staticcheck ./...
+	$(GO) tool staticcheck -tags interop ./broker/interop
 	$(GO) tool staticcheck -tags attack ./broker/attack
 
 dist: $(BINARIES) ## build dist/ for all machines: static, stripped, the same bytes for the same commit
@@ -70,7 +81,9 @@ dist-check: dist ## build dist/ once more, elsewhere and without the cache, and 
 	diff dist/SHA256SUMS "$$there/a-longer-path/dist/SHA256SUMS"; \
 	echo 'dist: two builds are identical'
 
-bench: build ## compare with Debian's mosquitto (wants mosquitto); BENCH='-scenario …' for a part
+# With -profile it wants perf too; without -out it shows the report and writes nothing.
+BENCH ?= -out docs/benchmarks.md $(if $(shell command -v perf),-profile bin/profile)
+bench: build ## write docs/benchmarks.md: compare with Debian's mosquitto (an hour; wants mosquitto, perf); BENCH='-quick -scenario …' shows a part
 	$(GO) run ./bench $(BENCH)
 
 MODEL_RUNS  ?= 5000000

@@ -29,6 +29,7 @@ var mayImport = map[string][]string{
 	"broker":             {"storage"},
 	"broker/bridge":      {"broker", "storage"},
 	"broker/conformance": {}, // tests only
+	"broker/interop":     {}, // tests only
 	"storage":            {},
 	"hw":                 {},
 	"systemd":            {},

@@ -48,6 +48,7 @@ type Deps struct {
 // limits bounds what a client can hold of the gateway.
 type limits struct {
 	connections int           // open at a time; more wait to be accepted
+	perAddress  int           // of these, from one address; more are closed
 	body        int64         // bytes of a request's body
 	header      int           // bytes of a request's header
 	readHeader  time.Duration // for the whole header: a client that drips it byte by byte is cut off
@@ -59,6 +60,7 @@ type limits struct {
 
 var defaultLimits = limits{
 	connections: 256,
+	perAddress:  32,
 	body:        1 << 20,
 	header:      16 << 10,
 	readHeader:  5 * time.Second,
@@ -105,7 +107,7 @@ func listen(cfg Config, d Deps, lim limits) (*Server, error) {
 	if err != nil {
 		return nil, fmt.Errorf("api.http: %w", err)
 	}
-	s.ln = limitListener(ln, lim.connections)
+	s.ln = limitListener(ln, lim.connections, lim.perAddress)
 	return s, nil
 }
 

@@ -20,6 +20,9 @@ import (
 )
 
 const (
+	penstockName  = "Penstock"
+	mosquittoName = "Mosquitto"
+
 	startTimeout = 10 * time.Second
 	stopTimeout  = 10 * time.Second
 )
@@ -30,12 +33,24 @@ type broker struct {
 	path    string
 	version string
 	env     []string
+	metrics bool // it has some to be read over HTTP
 	// configure returns the arguments for a data directory, and the address,
 	// which is empty when the broker chooses one and prints it.
-	configure func(dir string, persistent bool) (args []string, addr string, err error)
+	configure func(dir string, s setup) (args []string, addr string, err error)
 	// seed, if not nil, puts into a new data directory what a broker in use
 	// would have there.
 	seed func(ctx context.Context, dir string) error
+	// watch, if not nil, is called with the process before a round's load, and
+	// what it returns after it.
+	watch func(pid int) (stop func() error, err error)
+}
+
+// A setup is how a broker is configured for a scenario.
+type setup struct {
+	persistent bool   // sessions on disk, for those that must be told
+	tls        bool   // a TLS listener beside the plain one, at tlsAddr
+	tlsAddr    string // set by start
+	httpAddr   string // where metrics are to be had; set by start, empty if there are none
 }
 
 // newPenstock returns Penstock with some access rules in force, so that their
@@ -49,14 +64,34 @@ func newPenstock(ctx context.Context, path string) (*broker, error) {
 		return nil, fmt.Errorf("%w: run make build first", err)
 	}
 	return &broker{
-		name: "Penstock", path: abs, version: versionOf(ctx, abs, "version"),
-		env:  []string{"PENSTOCK_ADMIN_PASSWORD=benchmark-only"},
+		name: penstockName, path: abs, version: versionOf(ctx, abs, "version"),
+		env: []string{"PENSTOCK_ADMIN_PASSWORD=benchmark-only"}, metrics: true,
 		seed: putRules,
-		configure: func(dir string, _ bool) ([]string, string, error) {
+		configure: func(dir string, s setup) ([]string, string, error) {
 			addr, err := freeAddress()
-			return []string{"serve", "--dev", "--data", dir, "--mqtt", addr, "--http", "127.0.0.1:0"}, addr, err
+			if err != nil {
+				return nil, "", err
+			}
+			file := filepath.Join(dir, "penstock.toml")
+			return []string{"serve", "--config", file}, addr, os.WriteFile(file, []byte(penstockConfig(addr, dir, s)), 0o600)
 		},
 	}, nil
+}
+
+// penstockConfig says where things are, and opens the one bound that 10,000
+// idle clients, and a few that publish, would meet; all else is as shipped.
+func penstockConfig(addr, dir string, s setup) string {
+	var b strings.Builder
+	fmt.Fprintf(&b, "[storage]\ndir = %q\n", dir)
+	fmt.Fprintf(&b, "[api]\nhttp = %q\n", s.httpAddr)
+	b.WriteString("[hw]\nbackend = \"off\"\n")
+	b.WriteString("[broker]\nmax_connections = 15000\n")
+	fmt.Fprintf(&b, "[[broker.listener]]\nname = \"tcp\"\naddress = %q\n", addr)
+	if s.tls {
+		fmt.Fprintf(&b, "[[broker.listener]]\nname = \"tls\"\naddress = %q\ntls_cert = %q\ntls_key = %q\n",
+			s.tlsAddr, filepath.Join(dir, certFile), filepath.Join(dir, keyFile))
+	}
+	return b.String()
 }
 
 // accessRules is a plausible list for a gateway, that the generator's topics
@@ -96,29 +131,36 @@ func newMosquitto(ctx context.Context, path string) (*broker, error) {
 	}
 	version, _, _ := strings.Cut(versionOf(ctx, found, "-h"), "\n")
 	return &broker{
-		name: "Mosquitto", path: found, version: strings.TrimPrefix(version, "mosquitto version "),
-		configure: func(dir string, persistent bool) ([]string, string, error) {
+		name: mosquittoName, path: found, version: strings.TrimPrefix(version, "mosquitto version "),
+		configure: func(dir string, s setup) ([]string, string, error) {
 			addr, err := freeAddress()
 			if err != nil {
 				return nil, "", err
 			}
 			file := filepath.Join(dir, "mosquitto.conf")
-			return []string{"-c", file}, addr, os.WriteFile(file, []byte(mosquittoConfig(addr, dir, persistent)), 0o600)
+			return []string{"-c", file}, addr, os.WriteFile(file, []byte(mosquittoConfig(addr, dir, s)), 0o600)
 		},
 	}, nil
 }
 
-func mosquittoConfig(addr, dir string, persistent bool) string {
-	host, port, _ := net.SplitHostPort(addr)
+func mosquittoConfig(addr, dir string, s setup) string {
 	var b strings.Builder
-	fmt.Fprintf(&b, "listener %s %s\n", port, host)
+	listener := func(addr string) {
+		host, port, _ := net.SplitHostPort(addr)
+		fmt.Fprintf(&b, "listener %s %s\nmax_connections -1\n", port, host)
+	}
+	listener(addr)
+	if s.tls {
+		listener(s.tlsAddr)
+		fmt.Fprintf(&b, "certfile %s\nkeyfile %s\n", filepath.Join(dir, certFile), filepath.Join(dir, keyFile))
+	}
 	b.WriteString("allow_anonymous true\nmax_queued_messages 0\nmax_inflight_messages 1000\n")
 	b.WriteString("log_dest stderr\nlog_type error\nlog_type warning\n")
 	if os.Geteuid() == 0 {
 		b.WriteString("user root\n") // or it becomes a user who may not write here
 	}
-	fmt.Fprintf(&b, "persistence %t\n", persistent)
-	if persistent {
+	fmt.Fprintf(&b, "persistence %t\n", s.persistent)
+	if s.persistent {
 		fmt.Fprintf(&b, "persistence_location %s/\n", dir)
 	}
 	return b.String()
@@ -145,6 +187,7 @@ func versionOf(ctx context.Context, path string, arg string) string {
 type process struct {
 	cmd    *exec.Cmd
 	addr   string
+	setup  setup
 	ready  time.Duration // from exec to the first CONNACK
 	output *output
 	exited chan struct{}
@@ -152,13 +195,29 @@ type process struct {
 
 // start runs the broker in dir and returns when a client has got its CONNACK.
 // The process dies with ctx; stop ends it in order.
-func (b *broker) start(ctx context.Context, dir string, persistent bool) (*process, error) {
-	args, addr, err := b.configure(dir, persistent)
+func (b *broker) start(ctx context.Context, dir string, s setup) (*process, error) {
+	if s.tls {
+		var err error
+		if s.tlsAddr, err = freeAddress(); err != nil {
+			return nil, err
+		}
+		if err := writeCertificate(dir); err != nil {
+			return nil, err
+		}
+	}
+	if b.metrics {
+		var err error
+		if s.httpAddr, err = freeAddress(); err != nil {
+			return nil, err
+		}
+	}
+	args, addr, err := b.configure(dir, s)
 	if err != nil {
 		return nil, fmt.Errorf("%s: %w", b.name, err)
 	}
 	p := &process{
-		cmd: exec.CommandContext(ctx, b.path, args...), output: newOutput(), exited: make(chan struct{}),
+		setup: s,
+		cmd:   exec.CommandContext(ctx, b.path, args...), output: newOutput(), exited: make(chan struct{}),
 	}
 	p.cmd.Env = append(os.Environ(), b.env...)
 	p.cmd.Dir = dir
@@ -196,7 +255,7 @@ func (p *process) awaitConnack(ctx context.Context, addr string) error {
 	p.addr = addr
 	for {
 		err := func() error {
-			c, err := dial(ctx, addr)
+			c, err := dial(ctx, addr, v311, smallBytes)
 			if err != nil {
 				return err
 			}
@@ -219,6 +278,10 @@ func (p *process) awaitConnack(ctx context.Context, addr string) error {
 
 func (p *process) pid() int { return p.cmd.Process.Pid }
 
+func (p *process) target() target {
+	return target{addr: p.addr, tlsAddr: p.setup.tlsAddr, pid: p.pid()}
+}
+
 // stop asks the process to end, and kills it if it does not.
 func (p *process) stop() {
 	_ = p.cmd.Process.Signal(syscall.SIGTERM) // fails when it has ended already
@@ -234,17 +297,14 @@ func (p *process) stop() {
 // would at its most eager, until ctx ends. Brokers without metrics have none
 // to read. It returns how often it succeeded.
 func (p *process) scrape(ctx context.Context) int {
-	var addr string
-	select {
-	case addr = <-p.output.http:
-	case <-ctx.Done():
+	if p.setup.httpAddr == "" {
 		return 0
 	}
 	n := 0
 	tick := time.NewTicker(time.Second)
 	defer tick.Stop()
 	for {
-		if getMetrics(ctx, addr) == nil {
+		if getMetrics(ctx, p.setup.httpAddr) == nil {
 			n++
 		}
 		select {
@@ -272,10 +332,10 @@ func getMetrics(ctx context.Context, addr string) error {
 	return err
 }
 
-// An output takes what a broker prints: it looks for the addresses it listens
+// An output takes what a broker prints: it looks for the address that it listens
 // on, and keeps the last lines for an error message.
 type output struct {
-	mqtt, http chan string // one address each
+	mqtt chan string // one address
 
 	mu    sync.Mutex
 	line  []byte
@@ -288,7 +348,7 @@ const (
 )
 
 func newOutput() *output {
-	return &output{mqtt: make(chan string, 1), http: make(chan string, 1)}
+	return &output{mqtt: make(chan string, 1)}
 }
 
 // Write splits at carriage returns too, with which a terminal display
@@ -317,12 +377,10 @@ func (o *output) endLine() {
 	if len(o.lines) > keptLines {
 		o.lines = o.lines[1:]
 	}
-	for name, to := range map[string]chan string{"mqtt": o.mqtt, "http": o.http} {
-		if addr, ok := listenAddress(line, name); ok {
-			select {
-			case to <- addr:
-			default:
-			}
+	if addr, ok := listenAddress(line); ok {
+		select {
+		case o.mqtt <- addr:
+		default:
 		}
 	}
 }
@@ -333,14 +391,14 @@ func (o *output) tail() string {
 	return strings.Join(o.lines, "\n")
 }
 
-// listenAddress finds the address in what Penstock prints when it is ready, for
-// mqtt or http: "mqtt  tcp   127.0.0.1:40123", "http        http://127.0.0.1:40124".
-func listenAddress(line, protocol string) (string, bool) {
+// listenAddress finds the address in what Penstock's trial mode prints when it
+// is ready: "mqtt  tcp   127.0.0.1:40123".
+func listenAddress(line string) (string, bool) {
 	fields := strings.Fields(line)
-	if len(fields) < 2 || fields[0] != protocol {
+	if len(fields) < 2 || fields[0] != "mqtt" {
 		return "", false
 	}
-	addr := strings.TrimPrefix(fields[len(fields)-1], "http://")
+	addr := fields[len(fields)-1]
 	_, _, err := net.SplitHostPort(addr)
 	return addr, err == nil
 }

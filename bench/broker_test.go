@@ -7,6 +7,8 @@ import (
 	"log/slog"
 	"os"
 	"os/signal"
+	"path/filepath"
+	"slices"
 	"strings"
 	"syscall"
 	"testing"
@@ -19,6 +21,9 @@ import (
 const beBroker = "BENCH_TEST_BROKER"
 
 func TestMain(m *testing.M) {
+	if filepath.Base(os.Args[0]) == "perf" {
+		os.Exit(bePerf(os.Args[1:]))
+	}
 	switch os.Getenv(beBroker) {
 	case "serve":
 		ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGTERM)
@@ -39,6 +44,61 @@ func TestMain(m *testing.M) {
 	os.Exit(m.Run())
 }
 
+// bePerf is perf as far as profileOne wants it: it records until it is
+// interrupted, and reports what perfReport says.
+func bePerf(args []string) int {
+	if args[0] == "report" {
+		fmt.Print(perfReport)
+		return 0
+	}
+	interrupted := make(chan os.Signal, 1)
+	signal.Notify(interrupted, syscall.SIGINT)
+	if os.Getenv("BENCH_TEST_PERF") == "broken" {
+		fmt.Println("no permission today")
+		return 1
+	}
+	if err := os.WriteFile(args[slices.Index(args, "-o")+1], []byte(strings.Join(args, " ")), 0o600); err != nil {
+		return 1
+	}
+	<-interrupted
+	return 130
+}
+
+func TestProfileOne(t *testing.T) {
+	self, err := os.Executable()
+	if err != nil {
+		t.Fatal(err)
+	}
+	tools := t.TempDir()
+	if err := os.Symlink(self, filepath.Join(tools, "perf")); err != nil {
+		t.Fatal(err)
+	}
+	t.Setenv("PATH", tools)
+	pid := 0
+	s := scenario{name: "one", run: func(ctx context.Context, tg target, l load) ([]phase, error) {
+		pid = tg.pid
+		return pairs(v311, 0, payloadBytes).run(ctx, tg, l)
+	}}
+	b, dir := fakeBroker(t, "serve"), filepath.Join(t.TempDir(), "profiles")
+	p, err := profileOne(t.Context(), b, s, load{messages: 40}, dir)
+	if err != nil || p.samples != 1000 || p.scenario.name != "one" {
+		t.Errorf("got %+v, error %v", p, err)
+	}
+	called, err := os.ReadFile(filepath.Join(dir, "one.perf"))
+	if err != nil || !strings.HasSuffix(string(called), fmt.Sprintf("-p %d", pid)) {
+		t.Errorf("perf was called with %q, error %v, want the broker's process %d", called, err, pid)
+	}
+
+	t.Setenv("BENCH_TEST_PERF", "broken")
+	if _, err := profileOne(t.Context(), b, s, load{messages: 40}, dir); err == nil || !strings.Contains(err.Error(), "no permission today") {
+		t.Errorf("perf that fails: error %v, want what it said", err)
+	}
+	t.Setenv("PATH", dir)
+	if _, err := profileOne(t.Context(), b, s, load{messages: 40}, dir); err == nil || !strings.Contains(err.Error(), "apt-get install linux-perf") {
+		t.Errorf("no perf: error %v, want how to install it", err)
+	}
+}
+
 func fakeBroker(t *testing.T, mode string) *broker {
 	t.Helper()
 	self, err := os.Executable()
@@ -47,7 +107,7 @@ func fakeBroker(t *testing.T, mode string) *broker {
 	}
 	return &broker{
 		name: "Fake", path: self, env: []string{beBroker + "=" + mode},
-		configure: func(string, bool) ([]string, string, error) { return nil, "", nil },
+		configure: func(string, setup) ([]string, string, error) { return nil, "", nil },
 	}
 }
 
@@ -61,7 +121,7 @@ func TestRunRound(t *testing.T) {
 	var pid int
 	s := scenario{name: "one", run: func(ctx context.Context, tg target, l load) ([]phase, error) {
 		pid = tg.pid
-		return pairs(1, false).run(ctx, tg, l)
+		return pairs(v311, 1, payloadBytes).run(ctx, tg, l)
 	}}
 	got, err := runRound(t.Context(), b, s, load{messages: 400}, 20*time.Second)
 	if err != nil {
@@ -79,7 +139,7 @@ func TestRunRound(t *testing.T) {
 }
 
 func TestStartFails(t *testing.T) {
-	_, err := fakeBroker(t, "die").start(t.Context(), t.TempDir(), false)
+	_, err := fakeBroker(t, "die").start(t.Context(), t.TempDir(), setup{})
 	if err == nil || !strings.Contains(err.Error(), "no disk today") {
 		t.Errorf("error %v, want the broker's output in it", err)
 	}
@@ -93,13 +153,35 @@ func TestMosquittoMissing(t *testing.T) {
 }
 
 func TestMosquittoConfig(t *testing.T) {
-	for persistent, want := range map[bool]string{
-		false: "persistence false\n",
-		true:  "persistence true\npersistence_location /data/\n",
-	} {
-		got := mosquittoConfig("127.0.0.1:4711", "/data", persistent)
-		if !strings.HasPrefix(got, "listener 4711 127.0.0.1\n") || !strings.HasSuffix(got, want) {
-			t.Errorf("persistent %t: got %q, want it to end with %q", persistent, got, want)
+	const listener = "listener 4711 127.0.0.1\nmax_connections -1\n"
+	tests := []struct {
+		setup      setup
+		begin, end string
+	}{
+		{setup{}, listener + "allow_anonymous", "persistence false\n"},
+		{setup{persistent: true}, listener + "allow_anonymous", "persistence true\npersistence_location /data/\n"},
+		{setup{tls: true, tlsAddr: "127.0.0.1:4712"},
+			listener + "listener 4712 127.0.0.1\nmax_connections -1\ncertfile /data/bench-cert.pem\nkeyfile /data/bench-key.pem\nallow", "persistence false\n"},
+	}
+	for _, tt := range tests {
+		got := mosquittoConfig("127.0.0.1:4711", "/data", tt.setup)
+		if !strings.HasPrefix(got, tt.begin) || !strings.HasSuffix(got, tt.end) {
+			t.Errorf("%+v: got %q, want it to begin with %q and to end with %q", tt.setup, got, tt.begin, tt.end)
+		}
+	}
+}
+
+func TestPenstockConfig(t *testing.T) {
+	plain := penstockConfig("127.0.0.1:4711", "/data", setup{httpAddr: "127.0.0.1:4713"})
+	for _, want := range []string{"dir = \"/data\"\n", "http = \"127.0.0.1:4713\"\n", "max_connections = ", "\naddress = \"127.0.0.1:4711\"\n"} {
+		if !strings.Contains(plain, want) {
+			t.Errorf("%q lacks %q", plain, want)
+		}
+	}
+	secure := penstockConfig("127.0.0.1:4711", "/data", setup{tls: true, tlsAddr: "127.0.0.1:4712"})
+	for _, want := range []string{"\naddress = \"127.0.0.1:4712\"\n", "\"/data/bench-cert.pem\"", "\"/data/bench-key.pem\""} {
+		if !strings.Contains(secure, want) || strings.Contains(plain, want) {
+			t.Errorf("%q should have %q, and %q should not", secure, want, plain)
 		}
 	}
 }
@@ -123,17 +205,15 @@ func TestPutRules(t *testing.T) {
 }
 
 func TestListenAddress(t *testing.T) {
-	tests := []struct{ line, protocol, want string }{
-		{"  mqtt  tcp   127.0.0.1:40123", "mqtt", "127.0.0.1:40123"},
-		{"  http        http://127.0.0.1:40124", "http", "127.0.0.1:40124"},
-		{"  http        http://127.0.0.1:40124", "mqtt", ""},
-		{"  mqtt  tcp   somewhere", "mqtt", ""},
-		{"  try         mosquitto_sub -p 40123", "mqtt", ""},
-		{"", "mqtt", ""},
-	}
-	for _, tt := range tests {
-		if got, ok := listenAddress(tt.line, tt.protocol); ok != (tt.want != "") || ok && got != tt.want {
-			t.Errorf("%s in %q: got %q, %t, want %q", tt.protocol, tt.line, got, ok, tt.want)
+	for line, want := range map[string]string{
+		"  mqtt  tcp   127.0.0.1:40123":        "127.0.0.1:40123",
+		"  http        http://127.0.0.1:40124": "",
+		"  mqtt  tcp   somewhere":              "",
+		"  try         mosquitto_sub -p 40123": "",
+		"":                                     "",
+	} {
+		if got, ok := listenAddress(line); ok != (want != "") || ok && got != want {
+			t.Errorf("in %q: got %q, %t, want %q", line, got, ok, want)
 		}
 	}
 }
@@ -160,11 +240,14 @@ func TestOutputIsBounded(t *testing.T) {
 func TestParseOptions(t *testing.T) {
 	var quiet strings.Builder
 	o, err := parse([]string{"-scenario", "fan", "-rounds", "2", "-messages", "7", "-mosquitto", "none"}, &quiet)
-	if err != nil || o.rounds != 2 || o.load.messages != 7 || !o.only.MatchString("qos1-fan-in") {
+	if err != nil || o.rounds != 2 || o.load.messages != 7 || !o.only.MatchString("qos1-fan-in") || o.load.settle != 10*time.Second {
 		t.Errorf("got %+v, error %v", o, err)
 	}
 	if want := "go run ./bench -scenario fan -rounds 2 -messages 7 -mosquitto none"; o.command != want {
 		t.Errorf("command %q, want %q", o.command, want)
+	}
+	if o, err := parse([]string{"-quick", "-profile", "there"}, &quiet); err != nil || o.rounds != 1 || o.load.time != time.Second || o.profiles != "there" {
+		t.Errorf("-quick: got %+v, error %v", o, err)
 	}
 	for _, args := range [][]string{
 		{"-rounds", "0"}, {"-time", "1h"}, {"-scenario", "("}, {"-scenario", "no-such"}, {"extra"},

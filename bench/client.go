@@ -5,28 +5,33 @@ import (
 	"fmt"
 	"math"
 	"net"
+	"slices"
 	"sync/atomic"
 	"time"
 )
 
 const (
 	readBytes  = 128 << 10 // room for one read
+	smallBytes = 16 << 10  // the same for each of many subscribers
 	batchBytes = 64 << 10  // most that a publisher writes at once
+	filterSize = 500       // most topic filters in one SUBSCRIBE
 	never      = math.MaxUint64
 )
 
 // A client is one MQTT connection of the generator. One goroutine uses it;
 // only Write and Close of conn are for others too.
 type client struct {
-	conn net.Conn
-	in   []byte // in[r:w] has arrived and waits to be decoded
-	r, w int
-	out  []byte // encoded and waiting to be written
+	conn    net.Conn
+	version byte
+	in      []byte // in[r:w] has arrived and waits to be decoded
+	r, w    int
+	out     []byte // encoded and waiting to be written
 }
 
 // dial opens a connection that fails by itself at ctx's deadline, so that
-// reads and writes need no deadline of their own.
-func dial(ctx context.Context, addr string) (*client, error) {
+// reads and writes need no deadline of their own. room is how many bytes it
+// can read at once.
+func dial(ctx context.Context, addr string, version byte, room int) (*client, error) {
 	var d net.Dialer
 	conn, err := d.DialContext(ctx, "tcp", addr)
 	if err != nil {
@@ -38,7 +43,7 @@ func dial(ctx context.Context, addr string) (*client, error) {
 			return nil, err
 		}
 	}
-	return &client{conn: conn, in: make([]byte, readBytes)}, nil
+	return &client{conn: conn, version: version, in: make([]byte, room)}, nil
 }
 
 // flush writes what has gathered.
@@ -99,25 +104,29 @@ func (c *client) await(kind byte) (frame, error) {
 
 // connect performs the handshake; it reports whether the broker had a session.
 func (c *client) connect(id string, clean bool) (present bool, err error) {
-	c.out = appendConnect(c.out, id, clean)
+	c.out = appendConnect(c.out, c.version, id, clean)
 	f, err := c.await(connack)
 	if err != nil {
 		return false, fmt.Errorf("connect %s: %w", id, err)
 	}
-	if len(f.body) != 2 || f.body[1] != 0 {
+	if len(f.body) < 2 || f.body[1] != 0 {
 		return false, fmt.Errorf("connect %s: refused with CONNACK % x", id, f.body)
 	}
 	return f.body[0]&1 == 1, nil
 }
 
-func (c *client) subscribe(filter string, qos byte) error {
-	c.out = appendSubscribe(c.out, 1, filter, qos)
-	f, err := c.await(suback)
-	if err != nil {
-		return fmt.Errorf("subscribe %s: %w", filter, err)
-	}
-	if len(f.body) != 3 || f.body[2] != qos {
-		return fmt.Errorf("subscribe %s: SUBACK % x, want QoS %d granted", filter, f.body, qos)
+// subscribe subscribes to the filters and insists on the QoS.
+func (c *client) subscribe(qos byte, filters ...string) error {
+	for some := range slices.Chunk(filters, filterSize) {
+		c.out = appendSubscribe(c.out, c.version, 1, some, qos)
+		f, err := c.await(suback)
+		if err != nil {
+			return fmt.Errorf("subscribe %s: %w", some[0], err)
+		}
+		codes := f.body[max(0, len(f.body)-len(some)):] // properties, if any, come before
+		if len(f.body) < 2+len(some) || slices.ContainsFunc(codes, func(code byte) bool { return code != qos }) {
+			return fmt.Errorf("subscribe %s: SUBACK % x, want QoS %d granted", some[0], f.body, qos)
+		}
 	}
 	return nil
 }
@@ -133,14 +142,14 @@ func (c *client) disconnect() {
 // readers, and an end, by number or by time. It writes and reads in one
 // goroutine: whatever acknowledgements one read brings are refilled by one write.
 type publisher struct {
-	c        *client
-	template template
-	qos      byte
-	window   int    // most messages in flight, QoS 1 and 2
-	lead     uint64 // most messages beyond what each reader has received
-	limit    uint64 // messages to send in all
-	until    time.Time
-	readers  []reader
+	c         *client
+	templates []template // used in turn
+	qos       byte
+	window    int    // most messages in flight, QoS 1 and 2
+	lead      uint64 // most messages beyond what each reader has received
+	limit     uint64 // messages to send in all
+	until     time.Time
+	readers   []reader
 
 	sent     uint64
 	floor    uint64 // what every reader had received when last looked
@@ -159,11 +168,16 @@ type reader struct {
 	slot int
 }
 
-func newPublisher(number int, topic string, w workload) *publisher {
+func newPublisher(number int, w workload) *publisher {
 	p := &publisher{
-		template: newTemplate(topic, w.qos, w.payload, uint32(number)),
-		qos:      w.qos, window: w.window, lead: w.lead, limit: never,
+		qos: w.qos, window: w.window, lead: w.lead, limit: never,
 		wake: make(chan struct{}, 1),
+	}
+	if w.topics == 0 {
+		p.templates = []template{newTemplate(w.version, numbered(w.topic, number), w.qos, w.payload, uint32(number))}
+	}
+	for i := range w.topics {
+		p.templates = append(p.templates, newTemplate(w.version, numbered(w.topic, i), w.qos, w.payload, uint32(number)))
 	}
 	p.wakeAt.Store(never)
 	return p
@@ -200,7 +214,7 @@ func (p *publisher) fill() {
 		p.limit = p.sent
 		return
 	}
-	room := min(p.limit-p.sent, uint64(batchBytes/len(p.template.data)+1))
+	room := min(p.limit-p.sent, uint64(batchBytes/len(p.templates[0].data)+1))
 	if p.qos > 0 {
 		room = min(room, uint64(p.window-p.inflight))
 	}
@@ -221,7 +235,8 @@ func (p *publisher) fill() {
 			}
 			p.inflight++
 		}
-		p.c.out = p.template.append(p.c.out, id, p.sent)
+		t := &p.templates[p.sent%uint64(len(p.templates))]
+		p.c.out = t.append(p.c.out, id, p.sent)
 		p.sent++
 	}
 }
@@ -291,6 +306,9 @@ type subscriber struct {
 	sources []*publisher
 	slots   []int // by publisher number: where it stands in sources, -1 when not subscribed to
 
+	// A subscriber of one topic of many gets every step-th message, from first on.
+	first, step uint64
+
 	next []uint64        // by slot: the sequence number that must come next
 	seen []atomic.Uint64 // the same for other goroutines, once a buffer
 
@@ -303,8 +321,11 @@ type subscriber struct {
 
 func newSubscriber(w workload, number int, publishers []*publisher) *subscriber {
 	s := &subscriber{
-		qos: w.qos, slots: make([]int, len(publishers)),
+		qos: w.qos, slots: make([]int, len(publishers)), step: 1,
 		reached: make(chan struct{}, 1), pong: make(chan struct{}, 1),
+	}
+	if w.narrow {
+		s.first, s.step = uint64(number), uint64(w.topics)
 	}
 	for i, p := range publishers {
 		s.slots[i] = -1
@@ -316,8 +337,20 @@ func newSubscriber(w workload, number int, publishers []*publisher) *subscriber 
 	}
 	s.next = make([]uint64, len(s.sources))
 	s.seen = make([]atomic.Uint64, len(s.sources))
+	for i := range s.next {
+		s.next[i] = s.first
+		s.seen[i].Store(s.first)
+	}
 	s.goal.Store(never)
 	return s
+}
+
+// due returns how many of a publisher's messages the subscriber must get.
+func (s *subscriber) due(sent uint64) uint64 {
+	if sent <= s.first {
+		return 0
+	}
+	return (sent-s.first-1)/s.step + 1
 }
 
 // run receives until the connection is closed.
@@ -359,7 +392,7 @@ func (s *subscriber) unlessEnding(err error) error {
 func (s *subscriber) handle(f frame) (uint64, error) {
 	switch f.kind() {
 	case publish:
-		m, err := f.message()
+		m, err := f.message(s.c.version)
 		if err != nil {
 			return 0, err
 		}
@@ -373,7 +406,7 @@ func (s *subscriber) handle(f frame) (uint64, error) {
 		if want := s.next[slot]; m.seq != want {
 			return 0, fmt.Errorf("message %d of publisher %d, want %d: lost, repeated or out of order", m.seq, m.publisher, want)
 		}
-		s.next[slot]++
+		s.next[slot] += s.step
 		switch s.qos {
 		case 1:
 			s.c.out = appendAck(s.c.out, puback, m.packetID)

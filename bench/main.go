@@ -24,7 +24,8 @@ const (
 	idleTime    = 5 * time.Second
 	// A round that takes longer has failed. The slowest good one, the offline
 	// queue on a slow disk, stays well below.
-	roundTimeout = 45 * time.Second
+	roundTimeout = time.Minute
+	plotsFolder  = "plots" // of the charts, beside the report
 	startName    = "start" // what -scenario calls start time and idle memory
 )
 
@@ -39,6 +40,7 @@ func run(args []string, stdout, stderr io.Writer) int {
 	if err != nil {
 		return 2
 	}
+	raiseFileLimit()
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
 	defer stop()
 	if err := o.measure(ctx, stdout); err != nil {
@@ -48,6 +50,17 @@ func run(args []string, stdout, stderr io.Writer) int {
 	return 0
 }
 
+// raiseFileLimit lets this program, and the brokers that it starts, open as
+// many files as the system allows: 10,000 clients are as many connections. What
+// is missing then shows as a failed round.
+func raiseFileLimit() {
+	var limit syscall.Rlimit
+	if syscall.Getrlimit(syscall.RLIMIT_NOFILE, &limit) == nil {
+		limit.Cur = limit.Max
+		_ = syscall.Setrlimit(syscall.RLIMIT_NOFILE, &limit)
+	}
+}
+
 // options are the command line.
 type options struct {
 	penstock, mosquitto string
@@ -55,6 +68,7 @@ type options struct {
 	only                *regexp.Regexp
 	rounds              int
 	load                load
+	profiles            string
 	command             string
 }
 
@@ -69,8 +83,14 @@ func parse(args []string, stderr io.Writer) (options, error) {
 	f.IntVar(&o.rounds, "rounds", 5, "rounds per scenario and broker")
 	f.Uint64Var(&o.load.messages, "messages", 0, "messages per round; 0 means by time")
 	f.DurationVar(&o.load.time, "time", 3*time.Second, "publishing time of a round")
+	f.DurationVar(&o.load.settle, "settle", 10*time.Second, "how long memory of idle clients settles before it is read")
+	quick := f.Bool("quick", false, "one round of short times, to try something: as -rounds 1 -time 1s -settle 3s")
+	f.StringVar(&o.profiles, "profile", "", "run each scenario once more with Penstock, and leave what perf records in this `folder`")
 	if err := f.Parse(args); err != nil {
 		return o, err
+	}
+	if *quick {
+		o.rounds, o.load.time, o.load.settle = 1, time.Second, 3*time.Second
 	}
 	err := func() (err error) {
 		if f.NArg() > 0 {
@@ -139,6 +159,14 @@ func (o options) measure(ctx context.Context, progress io.Writer) error {
 		}
 		failures += len(res.failures)
 		r.results = append(r.results, res)
+		if o.profiles != "" && o.penstock != "none" {
+			p, err := profileOne(ctx, r.brokers[0], s, o.load, o.profiles)
+			if err != nil {
+				return fmt.Errorf("profile %s: %w", s.name, err)
+			}
+			fmt.Fprintf(progress, "%-22s profile   %v\n", s.name, p)
+			r.profiles = append(r.profiles, p)
+		}
 	}
 	if o.only.MatchString(startName) {
 		for _, b := range r.brokers {
@@ -153,17 +181,28 @@ func (o options) measure(ctx context.Context, progress io.Writer) error {
 		r.files = programs(o.penstock)
 	}
 
-	if o.out == "" {
-		if _, err := io.WriteString(progress, r.markdown()); err != nil {
-			return err
-		}
-	} else if err := replaceFile(o.out, []byte(r.markdown())); err != nil {
+	if err := r.write(o.out, progress); err != nil {
 		return err
 	}
 	if failures > 0 {
 		return fmt.Errorf("%d rounds failed", failures)
 	}
 	return nil
+}
+
+// write puts the report into a file, all rounds beside it and the charts below
+// it; without a name it shows the report only.
+func (r report) write(out string, progress io.Writer) error {
+	if out == "" {
+		_, err := io.WriteString(progress, r.markdown(plotsFolder))
+		return err
+	}
+	rounds := strings.TrimSuffix(out, filepath.Ext(out)) + ".csv"
+	err := errors.Join(replaceFile(out, []byte(r.markdown(plotsFolder))), replaceFile(rounds, []byte(r.csv())))
+	for name, svg := range r.charts() {
+		err = errors.Join(err, replaceFile(filepath.Join(filepath.Dir(out), plotsFolder, name), []byte(svg)))
+	}
+	return err
 }
 
 // compare runs one scenario, the brokers in turn.
@@ -181,9 +220,7 @@ func (o options) compare(ctx context.Context, s scenario, brokers []*broker, pro
 				continue
 			}
 			for _, p := range got.phases {
-				fmt.Fprintf(progress, "%-22s %-9s %-5s %8.0f/s  %7.3f CPU s/million  %6.1f bytes/message  %5.1f MiB\n",
-					s.name, b.name, p.name, float64(p.count)/p.elapsed.Seconds(), p.cpu.Seconds()/float64(p.count)*1e6,
-					float64(p.written)/float64(p.messages), mebibytes(got.peak))
+				fmt.Fprintf(progress, "%-22s %-9s %s  %5.1f MiB\n", s.name, b.name, p, mebibytes(got.peak))
 			}
 			res.samples[i] = append(res.samples[i], got)
 		}
@@ -206,7 +243,7 @@ func measureStart(ctx context.Context, b *broker) (startup, error) {
 	for range startRounds {
 		err := once(func(dir string) error {
 			for _, to := range []*[]time.Duration{&s.empty, &s.existing} {
-				p, err := b.start(ctx, dir, true)
+				p, err := b.start(ctx, dir, setup{persistent: true})
 				if err != nil {
 					return err
 				}
@@ -220,7 +257,7 @@ func measureStart(ctx context.Context, b *broker) (startup, error) {
 		}
 	}
 	err := once(func(dir string) error {
-		p, err := b.start(ctx, dir, true)
+		p, err := b.start(ctx, dir, setup{persistent: true})
 		if err != nil {
 			return err
 		}

@@ -6,8 +6,13 @@ import (
 	"fmt"
 )
 
-// Control packet types of MQTT 3.1.1, as they stand in the high four bits of
-// a packet's first byte.
+// Versions of the protocol, as CONNECT says them.
+const (
+	v311 = 4
+	v5   = 5
+)
+
+// Control packet types, as they stand in the high four bits of a packet's first byte.
 const (
 	connack    = 2
 	publish    = 3
@@ -42,32 +47,54 @@ func appendString(b []byte, s string) []byte {
 	return append(b, s...)
 }
 
-// appendConnect appends an MQTT 3.1.1 CONNECT without will and credentials,
-// with a keepalive of ten minutes: no round lasts that long, so that no
-// pings mix with what is measured.
-func appendConnect(b []byte, id string, clean bool) []byte {
+// appendConnect appends a CONNECT without will and credentials, with a
+// keepalive of ten minutes: no round lasts that long, so that no pings mix with
+// what is measured. A session of MQTT 5 that is not clean lives for a day.
+func appendConnect(b []byte, version byte, id string, clean bool) []byte {
 	flags := byte(0)
 	if clean {
 		flags = 2
 	}
+	var properties []byte
+	if version == v5 {
+		properties = []byte{0}
+		if !clean {
+			properties = []byte{5, 0x11, 0, 1, 0x51, 0x80} // Session Expiry Interval
+		}
+	}
 	b = append(b, 0x10)
-	b = appendLength(b, 10+2+len(id))
+	b = appendLength(b, 10+len(properties)+2+len(id))
 	b = appendString(b, "MQTT")
-	b = append(b, 4, flags)
+	b = append(b, version, flags)
 	b = binary.BigEndian.AppendUint16(b, 600)
+	b = append(b, properties...)
 	return appendString(b, id)
 }
 
-// appendSubscribe appends a SUBSCRIBE with one topic filter.
-func appendSubscribe(b []byte, packetID uint16, filter string, qos byte) []byte {
+// appendSubscribe appends a SUBSCRIBE with these topic filters.
+func appendSubscribe(b []byte, version byte, packetID uint16, filters []string, qos byte) []byte {
+	n := 2
+	if version == v5 {
+		n++
+	}
+	for _, f := range filters {
+		n += 2 + len(f) + 1
+	}
 	b = append(b, 0x82)
-	b = appendLength(b, 2+2+len(filter)+1)
+	b = appendLength(b, n)
 	b = binary.BigEndian.AppendUint16(b, packetID)
-	b = appendString(b, filter)
-	return append(b, qos)
+	if version == v5 {
+		b = append(b, 0) // no properties
+	}
+	for _, f := range filters {
+		b = appendString(b, f)
+		b = append(b, qos)
+	}
+	return b
 }
 
-// appendAck appends a PUBACK, PUBREC, PUBREL or PUBCOMP.
+// appendAck appends a PUBACK, PUBREC, PUBREL or PUBCOMP; in MQTT 5 this is the
+// short form of success.
 func appendAck(b []byte, kind byte, packetID uint16) []byte {
 	first := kind << 4
 	if kind == pubrel {
@@ -86,17 +113,23 @@ type template struct {
 
 // newTemplate encodes a PUBLISH with a payload of size bytes, at least
 // stampBytes: the number of its publisher, the sequence number, padding.
-func newTemplate(topic string, qos byte, size int, publisher uint32) template {
+func newTemplate(version byte, topic string, qos byte, size int, publisher uint32) template {
 	var t template
 	n := 2 + len(topic) + size
 	if qos > 0 {
 		n += 2
+	}
+	if version == v5 {
+		n++
 	}
 	b := appendLength([]byte{publish<<4 | qos<<1}, n)
 	b = appendString(b, topic)
 	if qos > 0 {
 		t.idAt = len(b)
 		b = append(b, 0, 0)
+	}
+	if version == v5 {
+		b = append(b, 0) // no properties
 	}
 	b = binary.BigEndian.AppendUint32(b, publisher)
 	t.seqAt = len(b)
@@ -147,25 +180,33 @@ func nextFrame(b []byte) (frame, int, error) {
 	return frame{}, 0, nil
 }
 
-// packetID returns the packet identifier of an acknowledgement.
+// packetID returns the packet identifier of an acknowledgement. One of MQTT 5
+// may have a reason code, which must then be of success: below 0x80.
 func (f frame) packetID() (uint16, error) {
 	if len(f.body) < 2 {
 		return 0, fmt.Errorf("%w: type %d with %d bytes", errMalformed, f.kind(), len(f.body))
 	}
+	if len(f.body) > 2 && f.body[2] >= 0x80 {
+		return 0, fmt.Errorf("packet type %d with reason code 0x%02X", f.kind(), f.body[2])
+	}
 	return binary.BigEndian.Uint16(f.body), nil
 }
 
-// A message is what the generator looks at in a PUBLISH.
+// A message is what the generator looks at in a PUBLISH. Topic and payload
+// belong to the buffer that it was read from.
 type message struct {
 	qos       byte
+	retain    bool
 	packetID  uint16
 	publisher uint32
 	seq       uint64
+	topic     []byte
+	payload   []byte
 }
 
 // message decodes a PUBLISH that was made by a template.
-func (f frame) message() (message, error) {
-	m := message{qos: f.first >> 1 & 3}
+func (f frame) message(version byte) (message, error) {
+	m := message{qos: f.first >> 1 & 3, retain: f.first&1 == 1}
 	b := f.body
 	if len(b) < 2 {
 		return m, fmt.Errorf("%w: PUBLISH without topic", errMalformed)
@@ -175,14 +216,25 @@ func (f frame) message() (message, error) {
 	if m.qos > 0 {
 		need += 2
 	}
+	if version == v5 {
+		need++
+	}
 	if len(b) < need {
 		return m, fmt.Errorf("%w: PUBLISH of %d bytes, at least %d wanted", errMalformed, len(b), need)
 	}
+	m.topic = b[2:at]
 	if m.qos > 0 {
 		m.packetID = binary.BigEndian.Uint16(b[at:])
 		at += 2
 	}
-	m.publisher = binary.BigEndian.Uint32(b[at:])
-	m.seq = binary.BigEndian.Uint64(b[at+4:])
+	if version == v5 {
+		if b[at] != 0 {
+			return m, fmt.Errorf("%w: PUBLISH with %d bytes of properties, none was sent", errMalformed, b[at])
+		}
+		at++
+	}
+	m.payload = b[at:]
+	m.publisher = binary.BigEndian.Uint32(m.payload)
+	m.seq = binary.BigEndian.Uint64(m.payload[4:])
 	return m, nil
 }

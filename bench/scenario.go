@@ -1,10 +1,13 @@
 package main
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
+	"maps"
 	"os"
+	"slices"
 	"strconv"
 	"strings"
 	"sync"
@@ -15,23 +18,31 @@ import (
 // process with an empty data directory.
 type scenario struct {
 	name  string // for -scenario
-	title string
-	text  string // what happens, for the report
+	group string // name of the group of the report that it belongs to
+	title string // its row in the table of the group
+	line  string // its line in the plots of the group, after the broker's name
+	x     float64
 	// persistent is for brokers that must be told to keep sessions on disk.
 	persistent bool
-	run        func(ctx context.Context, t target, l load) ([]phase, error)
+	tls        bool // needs a TLS listener
+	// timeout, if not 0, is for a round that takes longer than others.
+	timeout time.Duration
+	run     func(ctx context.Context, t target, l load) ([]phase, error)
 }
 
 // A target is a running broker: where it listens and which process it is.
 type target struct {
-	addr string
-	pid  int
+	addr    string
+	tlsAddr string // empty if it has no such listener
+	pid     int
 }
 
 // A load is how much a round does.
 type load struct {
 	time     time.Duration // publishing time of a round
 	messages uint64        // messages of a round, which then ends by number; 0 is by time
+	clients  int           // idle clients; 0 is as many as the scenario wants
+	settle   time.Duration // how long memory is left to settle before it is read
 }
 
 // A phase is one measured interval of a round.
@@ -47,6 +58,24 @@ type phase struct {
 	generator time.Duration
 	written   uint64
 	wchar     uint64
+	// values are what else was found, by name. A phase that counts nothing
+	// has nothing but these.
+	values map[string]float64
+}
+
+// String is the phase as a line of progress.
+func (p phase) String() string {
+	var b strings.Builder
+	fmt.Fprintf(&b, "%-5s", p.name)
+	if p.count > 0 {
+		fmt.Fprintf(&b, " %8.0f/s  %7.3f CPU s/million  %6.1f bytes/message  generator %.2f of %.2f s",
+			float64(p.count)/p.elapsed.Seconds(), p.cpu.Seconds()/float64(p.count)*1e6, float64(p.written)/float64(p.messages),
+			p.generator.Seconds(), p.elapsed.Seconds())
+	}
+	for _, name := range slices.Sorted(maps.Keys(p.values)) {
+		fmt.Fprintf(&b, "  %s %.0f", name, p.values[name])
+	}
+	return b.String()
 }
 
 // A sample is one round of one broker.
@@ -58,11 +87,14 @@ type sample struct {
 
 // A workload is messages between publishers and subscribers.
 type workload struct {
+	version     byte // v311 or v5
 	qos         byte
 	publishers  int
 	subscribers int
-	topic       string // with the publisher's number in the place of %d
-	filter      string // with the subscriber's number, if any
+	topic       string // with the publisher's number in the place of %d, or the topic's
+	topics      int    // if not 0, each publisher uses so many topics in turn
+	filters     func(subscriber int) []string
+	narrow      bool   // each subscriber gets one topic: that of its number
 	payload     int    // bytes
 	window      int    // messages in flight per publisher, QoS 1 and 2
 	lead        uint64 // messages that a publisher may be ahead of each of its subscribers
@@ -80,79 +112,164 @@ const (
 	window          = 100
 	offlineWindow   = 1000
 	offlineMessages = 100_000
-	stalledMessages = 400_000 // 48 MB with their topics
+	stalledMessages = 400_000   // 48 MB with their topics
+	unread          = 256 << 10 // most bytes of payloads that a broker is to keep for a subscriber of QoS 0, roughly
+	lineTopic       = "plant/line%d/state"
 )
 
-func pairs(qos byte, persistent bool) workload {
+// each is a filter for each subscriber, with its number in the place of %d.
+func each(filter string) func(int) []string {
+	return func(subscriber int) []string { return []string{numbered(filter, subscriber)} }
+}
+
+func pairs(version, qos byte, payload int) workload {
 	return workload{
-		qos: qos, publishers: 4, subscribers: 4, topic: "plant/line%d/state", filter: "plant/line%d/state",
-		payload: payloadBytes, window: window, lead: 2000, persistent: persistent,
+		version: version, qos: qos, publishers: 4, subscribers: 4, topic: lineTopic, filters: each(lineTopic),
+		payload: payload, window: window, lead: uint64(min(2000, max(4, unread/payload))),
 	}
+}
+
+func persistentPairs() workload {
+	w := pairs(v311, 1, payloadBytes)
+	w.persistent = true
+	return w
+}
+
+func fanIn(qos byte) workload {
+	return workload{
+		version: v311, qos: qos, publishers: 20, subscribers: 1, topic: lineTopic, filters: each("plant/+/state"),
+		payload: payloadBytes, window: 64, lead: 200,
+	}
+}
+
+// fanOut has a lead that keeps what is under way to many subscribers together
+// within what a broker delivers in a second or so.
+func fanOut(version, qos byte, subscribers int) workload {
+	return workload{
+		version: version, qos: qos, publishers: 1, subscribers: subscribers, topic: lineTopic, filters: each("plant/line0/state"),
+		payload: payloadBytes, window: window, lead: uint64(min(2000, 100_000/subscribers)),
+	}
+}
+
+// manyTopics has one subscriber of all topics, by their names.
+func manyTopics(topics int) workload {
+	names := make([]string, topics)
+	for i := range names {
+		names[i] = numbered(lineTopic, i)
+	}
+	return workload{
+		version: v311, publishers: 1, subscribers: 1, topic: lineTopic, topics: topics,
+		filters: func(int) []string { return names }, payload: payloadBytes, lead: 2000,
+	}
+}
+
+const wildcardSubscribers = 1000
+
+// narrowFilters are such that each matches one topic, plant/line%d/cell/state.
+var narrowFilters = []string{"plant/line%d/#", "plant/line%d/+/state", "+/line%d/cell/#", "+/line%d/+/+"}
+
+// wideFilters all match plant/line0/cell/state; beside them each subscriber
+// has a filter of its own that matches nothing here.
+var wideFilters = []string{"plant/#", "plant/+/cell/state", "+/line0/#", "+/+/+/state", "#", "plant/line0/+/+", "+/+/cell/#", "plant/line0/cell/state/#"}
+
+func wildcards(narrow bool) workload {
+	w := workload{
+		version: v311, publishers: 1, subscribers: wildcardSubscribers, topic: "plant/line%d/cell/state",
+		payload: payloadBytes,
+	}
+	if narrow {
+		w.topics, w.narrow, w.lead = wildcardSubscribers, true, 10_000
+		w.filters = func(i int) []string { return []string{numbered(narrowFilters[i%len(narrowFilters)], i)} }
+		return w
+	}
+	w.lead = 100
+	w.filters = func(i int) []string {
+		return []string{wideFilters[i%len(wideFilters)], numbered("office/+/desk%d/#", i)}
+	}
+	return w
 }
 
 // scenarios returns all of them in the order of the report.
 func scenarios() []scenario {
-	return []scenario{
-		{
-			name: "qos0-pairs", title: "QoS 0, 4 pairs",
-			text: "4 publishers, each to a topic of its own with 1 subscriber.",
-			run:  pairs(0, false).run,
-		}, {
-			name: "qos1-pairs", title: "QoS 1, 4 pairs",
-			text: "4 publishers, each to a topic of its own with 1 subscriber; clean sessions, 100 messages in flight each.",
-			run:  pairs(1, false).run,
-		}, {
-			name: "qos2-pairs", title: "QoS 2, 4 pairs",
-			text: "4 publishers, each to a topic of its own with 1 subscriber; clean sessions, 100 messages in flight each.",
-			run:  pairs(2, false).run,
-		}, {
-			name: "qos1-fan-out", title: "QoS 1, fan-out 1 to 50",
-			text: "1 publisher with 100 messages in flight, 50 subscribers of its topic.",
-			run: workload{
-				qos: 1, publishers: 1, subscribers: 50, topic: "plant/line%d/state", filter: "plant/line0/state",
-				payload: payloadBytes, window: window, lead: 2000,
-			}.run,
-		}, {
-			name: "qos1-fan-in", title: "QoS 1, fan-in 20 to 1",
-			text: "20 publishers, each to a topic of its own with 64 messages in flight, 1 subscriber of them all with a wildcard.",
-			run: workload{
-				qos: 1, publishers: 20, subscribers: 1, topic: "plant/line%d/state", filter: "plant/+/state",
-				payload: payloadBytes, window: 64, lead: 200,
-			}.run,
-		}, {
-			name: "qos1-persistent-pairs", title: "QoS 1, 4 pairs with persistent sessions",
-			text: "As QoS 1 pairs, but the subscribers have persistent sessions. Penstock's acknowledgements are then " +
-				"durable; Mosquitto's are not: with persistence on it writes its state every 30 minutes.",
-			persistent: true,
-			run:        pairs(1, true).run,
-		}, {
-			name: "stalled-reader", title: "QoS 1, 1 pair beside a reader that stops reading",
-			text: "1 publisher with 100 messages in flight and 1 subscriber: first alone, then beside a second subscriber, with a clean " +
-				"session, that never reads. The rate beside it is to be compared with the rate alone.",
-			run: runStalled,
-		}, {
-			name: "offline", title: "QoS 1, queue for an offline session, then drain",
-			text: "1 publisher with 1,000 messages in flight to 1 persistent session that is offline, which then comes back " +
-				"and takes everything. Durable in Penstock, not in Mosquitto, which has persistence on and writes its state every 30 minutes.",
-			persistent: true,
-			run: func(ctx context.Context, t target, l load) ([]phase, error) {
-				if l.messages == 0 {
-					l.messages = offlineMessages
-				}
-				return runOffline(ctx, t, l.messages, offlineWindow)
-			},
-		}, {
-			name: "offline-100", title: "QoS 1, queue with 100 in flight, then drain",
-			text:       "As above with 100 messages in flight, which bounds the size of a group commit, and 20,000 messages.",
-			persistent: true,
-			run: func(ctx context.Context, t target, l load) ([]phase, error) {
-				if l.messages == 0 {
-					l.messages = offlineMessages / 5
-				}
-				return runOffline(ctx, t, l.messages, window)
-			},
-		},
+	var list []scenario
+	add := func(group, name, title string, run func(context.Context, target, load) ([]phase, error)) *scenario {
+		list = append(list, scenario{name: name, group: group, title: title, run: run})
+		return &list[len(list)-1]
 	}
+	for qos := range byte(3) {
+		add("pairs", fmt.Sprintf("qos%d-pairs", qos), fmt.Sprintf("QoS %d", qos), pairs(v311, qos, payloadBytes).run)
+	}
+	for qos := range byte(3) {
+		add("pairs", fmt.Sprintf("qos%d-pairs-v5", qos), fmt.Sprintf("QoS %d, MQTT 5", qos), pairs(v5, qos, payloadBytes).run)
+	}
+	for _, subscribers := range []int{50, 1000} {
+		for qos := range byte(3) {
+			add("fan-out", fmt.Sprintf("qos%d-fan-out-%d", qos, subscribers), fmt.Sprintf("QoS %d, 1 to %s", qos, thousands(subscribers)),
+				fanOut(v311, qos, subscribers).run)
+		}
+	}
+	add("fan-out", "qos1-fan-out-50-v5", "QoS 1, 1 to 50, MQTT 5", fanOut(v5, 1, 50).run)
+	for qos := range byte(3) {
+		add("fan-in", fmt.Sprintf("qos%d-fan-in", qos), fmt.Sprintf("QoS %d, 20 to 1", qos), fanIn(qos).run)
+	}
+	for qos := range byte(2) {
+		for _, payload := range []int{16, 100, 1 << 10, 16 << 10, 64 << 10} {
+			s := add("payload", fmt.Sprintf("qos%d-payload-%d", qos, payload), fmt.Sprintf("QoS %d, %s", qos, sizeName(payload)),
+				pairs(v311, qos, payload).run)
+			s.line, s.x = fmt.Sprintf("QoS %d", qos), float64(payload)
+		}
+	}
+	for _, topics := range []int{1, 10, 100, 1000, 5000} {
+		s := add("topics", fmt.Sprintf("topics-%d", topics), thousands(topics), manyTopics(topics).run)
+		s.x = float64(topics)
+	}
+	add("wildcards", "wildcards-narrow", "each message to 1 of 1,000", wildcards(true).run)
+	add("wildcards", "wildcards-wide", "each message to all 1,000", wildcards(false).run)
+	for qos := range byte(2) {
+		for _, rate := range []int{500, 5000, 20_000} {
+			s := add("latency", fmt.Sprintf("qos%d-latency-%d", qos, rate), fmt.Sprintf("QoS %d, %s a second", qos, thousands(rate)),
+				latency{qos: qos, pairs: 10, rate: rate}.run)
+			s.line, s.x = fmt.Sprintf("QoS %d", qos), float64(rate)
+		}
+	}
+	add("connects", "connects", "connections", runConnects)
+	s := add("idle", "idle", "10,000 clients", idle{clients: 10_000}.run)
+	s.timeout = idleTimeout
+	s = add("idle", "idle-tls", "1,000 clients with TLS", idle{clients: 1000, tls: true}.run)
+	s.timeout, s.tls = idleTimeout, true
+	add("retained", "retained", "10,000 messages, 20 subscribers", runRetained).timeout = idleTimeout
+	add("durable", "qos1-persistent-pairs", "QoS 1, 4 pairs", persistentPairs().run).persistent = true
+	add("durable", "offline", "offline, 1,000 in flight", offline(offlineMessages, offlineWindow)).persistent = true
+	add("durable", "offline-100", "offline, 100 in flight", offline(offlineMessages/5, window)).persistent = true
+	add("stalled", "stalled-reader", "QoS 1, 1 pair", runStalled)
+	return list
+}
+
+func offline(messages uint64, inflight int) func(context.Context, target, load) ([]phase, error) {
+	return func(ctx context.Context, t target, l load) ([]phase, error) {
+		n := messages
+		if l.messages > 0 {
+			n = l.messages
+		}
+		return runOffline(ctx, t, n, inflight)
+	}
+}
+
+// thousands writes a number with commas.
+func thousands(n int) string {
+	s := strconv.Itoa(n)
+	for i := len(s) - 3; i > 0; i -= 3 {
+		s = s[:i] + "," + s[i:]
+	}
+	return s
+}
+
+// sizeName writes a number of bytes.
+func sizeName(n int) string {
+	if n >= 1<<10 {
+		return fmt.Sprintf("%d KiB", n>>10)
+	}
+	return fmt.Sprintf("%d B", n)
 }
 
 // runRound runs a scenario once on a broker.
@@ -167,21 +284,28 @@ func runRound(ctx context.Context, b *broker, s scenario, l load, timeout time.D
 			return sample{}, err
 		}
 	}
-	p, err := b.start(ctx, dir, s.persistent)
+	p, err := b.start(ctx, dir, setup{persistent: s.persistent, tls: s.tls})
 	if err != nil {
 		return sample{}, err
 	}
 	defer p.stop()
 
-	ctx, cancel := context.WithTimeout(ctx, timeout)
+	ctx, cancel := context.WithTimeout(ctx, max(timeout, s.timeout))
 	defer cancel()
+	unwatch := func() error { return nil }
+	if b.watch != nil {
+		if unwatch, err = b.watch(p.pid()); err != nil {
+			return sample{}, err
+		}
+	}
 	scraping, stopScraping := context.WithCancel(ctx)
 	scrapes := make(chan int, 1)
 	go func() { scrapes <- p.scrape(scraping) }()
 
-	phases, err := s.run(ctx, target{p.addr, p.pid()}, l)
+	phases, err := s.run(ctx, p.target(), l)
 	stopScraping()
 	r := sample{phases: phases, scrapes: <-scrapes}
+	err = errors.Join(err, unwatch())
 	if err != nil {
 		if tail := p.output.tail(); tail != "" {
 			err = fmt.Errorf("%w; the broker's last lines:\n%s", err, tail)
@@ -197,6 +321,9 @@ type crew struct {
 	ctx    context.Context
 	cancel context.CancelCauseFunc
 	wg     sync.WaitGroup
+
+	mu    sync.Mutex
+	first error
 }
 
 func newCrew(ctx context.Context) *crew {
@@ -208,13 +335,22 @@ func newCrew(ctx context.Context) *crew {
 func (c *crew) run(what string, number int, f func() error) {
 	c.wg.Go(func() {
 		if err := f(); err != nil {
-			c.cancel(fmt.Errorf("%s %d: %w", what, number, err))
+			err = fmt.Errorf("%s %d: %w", what, number, err)
+			c.mu.Lock()
+			c.first = cmp.Or(c.first, err)
+			c.mu.Unlock()
+			c.cancel(err)
 		}
 	})
 }
 
-// err returns the first error of a goroutine, or why ctx ended.
-func (c *crew) err() error { return context.Cause(c.ctx) }
+// err returns the first error of a goroutine, which knows more than ctx, or
+// why ctx ended.
+func (c *crew) err() error {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return cmp.Or(c.first, context.Cause(c.ctx))
+}
 
 // settle is how long a broker's CPU and disk are still watched after the end of
 // a phase: several times the longest that it may put off a commit.
@@ -254,24 +390,28 @@ func (w workload) run(ctx context.Context, t target, l load) ([]phase, error) {
 	defer g.wg.Wait()
 	publishers := make([]*publisher, w.publishers)
 	for i := range publishers {
-		publishers[i] = newPublisher(i, numbered(w.topic, i), w)
+		publishers[i] = newPublisher(i, w)
 	}
 	subscribers := make([]*subscriber, w.subscribers)
 	defer closeAll(publishers, subscribers)
 	defer g.cancel(nil)
+	room := readBytes
+	if w.subscribers > 100 {
+		room = smallBytes
+	}
 	var err error
 	for i := range subscribers {
 		s := newSubscriber(w, i, publishers)
 		subscribers[i] = s
-		if s.c, err = join(g.ctx, t.addr, fmt.Sprintf("bench-subscriber-%d", i), !w.persistent); err != nil {
+		if s.c, err = join(g.ctx, t.addr, w.version, room, fmt.Sprintf("bench-subscriber-%d", i), !w.persistent); err != nil {
 			return nil, err
 		}
-		if err = s.c.subscribe(numbered(w.filter, i), w.qos); err != nil {
+		if err = s.c.subscribe(w.qos, w.filters(i)...); err != nil {
 			return nil, err
 		}
 	}
 	for i, pub := range publishers {
-		if pub.c, err = join(g.ctx, t.addr, fmt.Sprintf("bench-publisher-%d", i), true); err != nil {
+		if pub.c, err = join(g.ctx, t.addr, w.version, readBytes, fmt.Sprintf("bench-publisher-%d", i), true); err != nil {
 			return nil, err
 		}
 		if l.messages > 0 {
@@ -314,7 +454,7 @@ func (w workload) run(ctx context.Context, t target, l load) ([]phase, error) {
 	for i, s := range subscribers {
 		n := uint64(0)
 		for _, pub := range s.sources {
-			n += pub.sent
+			n += s.due(pub.sent)
 		}
 		if err := s.finish(g.ctx, n); err != nil {
 			return nil, fmt.Errorf("subscriber %d: %w", i, err)
@@ -348,20 +488,18 @@ func runStalled(ctx context.Context, t target, l load) ([]phase, error) {
 	if l.messages == 0 {
 		l.messages = stalledMessages
 	}
-	w := workload{
-		qos: 1, publishers: 1, subscribers: 1, topic: "plant/line%d/state", filter: "plant/line%d/state",
-		payload: payloadBytes, window: window, lead: 2000,
-	}
+	w := fanOut(v311, 1, 1)
+	w.lead = 2000
 	alone, err := w.run(ctx, t, l)
 	if err != nil {
 		return nil, err
 	}
-	stalled, err := join(ctx, t.addr, "bench-stalled", true)
+	stalled, err := join(ctx, t.addr, v311, smallBytes, "bench-stalled", true)
 	if err != nil {
 		return nil, err
 	}
 	defer stalled.conn.Close()
-	if err := stalled.subscribe(numbered(w.filter, 0), w.qos); err != nil {
+	if err := stalled.subscribe(w.qos, w.filters(0)...); err != nil {
 		return nil, err
 	}
 	beside, err := w.run(ctx, t, l)
@@ -375,29 +513,27 @@ func runStalled(ctx context.Context, t target, l load) ([]phase, error) {
 // runOffline queues messages for one persistent session that is offline, and
 // then lets it take them.
 func runOffline(ctx context.Context, t target, messages uint64, inflight int) ([]phase, error) {
-	w := workload{
-		qos: 1, publishers: 1, subscribers: 1, topic: "plant/line%d/state", filter: "plant/line%d/state",
-		payload: payloadBytes, window: inflight, lead: never / 2, persistent: true,
-	}
+	w := fanOut(v311, 1, 1)
+	w.window, w.lead, w.persistent = inflight, never/2, true
 	g := newCrew(ctx)
 	defer g.wg.Wait()
-	pub := newPublisher(0, numbered(w.topic, 0), w)
+	pub := newPublisher(0, w)
 	s := newSubscriber(w, 0, []*publisher{pub})
 	defer closeAll([]*publisher{pub}, []*subscriber{s})
 	defer g.cancel(nil)
 
 	const id = "bench-subscriber-0"
-	c, err := join(g.ctx, t.addr, id, false)
+	c, err := join(g.ctx, t.addr, v311, readBytes, id, false)
 	if err != nil {
 		return nil, err
 	}
-	err = c.subscribe(numbered(w.filter, 0), w.qos)
+	err = c.subscribe(w.qos, w.filters(0)...)
 	c.disconnect()
 	if err != nil {
 		return nil, err
 	}
 
-	if pub.c, err = join(g.ctx, t.addr, "bench-publisher-0", true); err != nil {
+	if pub.c, err = join(g.ctx, t.addr, v311, readBytes, "bench-publisher-0", true); err != nil {
 		return nil, err
 	}
 	pub.limit = messages
@@ -418,7 +554,7 @@ func runOffline(ctx context.Context, t target, messages uint64, inflight int) ([
 	if err != nil {
 		return nil, err
 	}
-	if s.c, err = dial(g.ctx, t.addr); err != nil {
+	if s.c, err = dial(g.ctx, t.addr, v311, readBytes); err != nil {
 		return nil, err
 	}
 	present, err := s.c.connect(id, false)
@@ -451,8 +587,8 @@ func sum(name string, a, b phase) phase {
 }
 
 // join connects a client.
-func join(ctx context.Context, addr, id string, clean bool) (*client, error) {
-	c, err := dial(ctx, addr)
+func join(ctx context.Context, addr string, version byte, room int, id string, clean bool) (*client, error) {
+	c, err := dial(ctx, addr, version, room)
 	if err != nil {
 		return nil, err
 	}

@@ -41,8 +41,8 @@ type Broker struct {
 	plane   *plane
 	started time.Time
 	hashing chan struct{}
-	logins  logins
 	notices notices
+	logins  logins
 	sys     sysTopics
 
 	listeners []*listener

@@ -10,7 +10,7 @@ import (
 // client went and whose delay has not passed. It is stored, so that the will
 // of a client that was connected when the power went is published too.
 type will struct {
-	msg   *storage.Message // Expires is the interval in milliseconds, counting from the publication
+	msg   *storage.Message // Expires is the interval in milliseconds plus one, counting from the publication; 0: none
 	delay uint32           // Will Delay Interval, seconds
 	due   time.Time        // when to publish it; zero while the client is connected. Guarded by plane.sessMu
 	who   *principal       // whose rights count; nil after a restart, when they were checked before
@@ -56,7 +56,7 @@ func (p *plane) fireWill(clientID string, w *will, b *batch) {
 	}
 	m := *w.msg
 	if m.Expires != 0 {
-		m.Expires += p.now()
+		m.Expires += p.now() - 1
 	}
 	if w.who == nil || p.acl.Load().allows(*w.who, actionPublish, m.Topic) {
 		p.publish(nil, &m, b, nil)

@@ -343,7 +343,7 @@ type connectFrame struct {
 	username    string
 	password    []byte
 	hasUsername bool
-	will        *storage.Message // nil: none. Expires is an interval in milliseconds
+	will        *storage.Message // nil: none. Expires is as will.msg has it
 	willDelay   uint32           // seconds
 
 	// Of MQTT 5; what follows from the version for older ones.
@@ -468,7 +468,7 @@ func (f *connectFrame) parseWillProperties(r *reader) error {
 			f.willDelay = p.num
 			continue
 		case propMessageExpiry:
-			f.will.Expires = max(1, int64(p.num)*1000) // 0 is never
+			f.will.Expires = int64(p.num)*1000 + 1
 			continue
 		case propPayloadFormat:
 			if p.num > 1 {
@@ -757,9 +757,8 @@ func parseSubscribe(first byte, body []byte, version byte) (packetID uint16, ide
 		if r.err != nil {
 			break
 		}
-		_, topic, _, ok := splitShare(f.filter)
 		switch {
-		case version < 5 && !(ok && validFilter(topic, 0, 0)): // [MQTT-4.7.1-2] [MQTT-4.7.1-3]; MQTT 5 has a code for it
+		case version < 5 && !wellFormed(f.filter): // [MQTT-4.7.1-2] [MQTT-4.7.1-3]; MQTT 5 has a code for it
 			return 0, 0, nil, malformed("malformed topic filter")
 		case version < 5 && (f.options&^3 != 0 || f.options == 3), f.options&0xC0 != 0:
 			return 0, 0, nil, malformed("reserved subscription options are set") // [MQTT-3.8.3-5]
@@ -779,6 +778,12 @@ func parseSubscribe(first byte, body []byte, version byte) (packetID uint16, ide
 	return packetID, identifier, filters, r.err
 }
 
+// wellFormed reports whether a filter, shared or not, is one at all.
+func wellFormed(filter string) bool {
+	_, topic, _, ok := splitShare(filter)
+	return ok && validFilter(topic, 0, 0)
+}
+
 // parseUnsubscribe reads an UNSUBSCRIBE (3.10).
 func parseUnsubscribe(first byte, body []byte, version byte) (packetID uint16, filters []string, err error) {
 	if version > 3 && first&0x0F != 2 { // MQTT 3.1 has DUP here
@@ -791,7 +796,11 @@ func parseUnsubscribe(first byte, body []byte, version byte) (packetID uint16, f
 		}
 	}
 	for len(r.buf) > 0 && r.err == nil {
-		filters = append(filters, string(r.text()))
+		filter := string(r.text())
+		if r.err == nil && version < 5 && !wellFormed(filter) {
+			return 0, nil, malformed("malformed topic filter") // [MQTT-4.7.1-2] [MQTT-4.7.1-3]; MQTT 5 has a code for it
+		}
+		filters = append(filters, filter)
 	}
 	if r.err == nil && packetID == 0 {
 		return 0, nil, protocolError("packet identifier 0 in an UNSUBSCRIBE")

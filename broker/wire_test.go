@@ -301,7 +301,7 @@ func TestParseConnect(t *testing.T) {
 	want := connectFrame{
 		version: 5, cleanStart: true, clientID: "c", username: "u", password: []byte("p"), hasUsername: true, willDelay: 7,
 		expiry: 8, receiveMax: 5, maxPacket: 256, aliasMax: 6, wantResponse: true, noProblems: true,
-		will: &storage.Message{Topic: "w", Payload: []byte("gone"), Properties: append([]byte{3}, str("t")...), QoS: 1, Retain: true, Expires: 9000},
+		will: &storage.Message{Topic: "w", Payload: []byte("gone"), Properties: append([]byte{3}, str("t")...), QoS: 1, Retain: true, Expires: 9001},
 	}
 	if err != nil || !reflect.DeepEqual(*f, want) {
 		t.Errorf("got %+v, will %+v, %v; want %+v, will %+v", f, f.will, err, want, want.will)

@@ -73,11 +73,11 @@ func groups() []group {
 		{
 			name: "pairs", title: "Pairs", columns: workloadColumns,
 			claim: claim{[]string{kernelKind, "broker"}, "Reading and writing sockets is the largest part; then parsing, routing and copying into the subscriber's output."},
-			text: "4 publishers, each to a topic of its own with 1 subscriber; clean sessions, " + inWindow + ".",
+			text:  "4 publishers, each to a topic of its own with 1 subscriber; clean sessions, " + inWindow + ".",
 		}, {
 			name: "fan-out", title: "Fan-out", columns: workloadColumns,
 			claim: claim{[]string{kernelKind, "broker", "locks"}, "To 50 subscribers it is each connection's lock, whose release waits for the bytes just copied into its output; to 1,000, where each subscriber gets a few messages at a time, it is a write(2) for each."},
-			text: "1 publisher with 100 messages in flight (QoS 1 and 2), 50 or 1,000 subscribers of its topic.",
+			text:  "1 publisher with 100 messages in flight (QoS 1 and 2), 50 or 1,000 subscribers of its topic.",
 		}, {
 			name: "fan-in", title: "Fan-in", columns: workloadColumns,
 			claim: claim{[]string{kernelKind, "broker"}, "As with pairs: sockets first, then parsing and routing."},
@@ -86,7 +86,7 @@ func groups() []group {
 		}, {
 			name: "payload", title: "Size of the payload", columns: workloadColumns,
 			claim: claim{[]string{kernelKind}, "The kernel's part grows with the payload: it copies the bytes in and out."},
-			text: "4 pairs as above, with payloads from 16 bytes to 64 KiB.",
+			text:  "4 pairs as above, with payloads from 16 bytes to 64 KiB.",
 			charts: []chartOf{{
 				file: "payload", title: "Broker CPU by payload, 4 pairs", x: "payload, bytes", y: "CPU s per million deliveries",
 				lines: []lineOf{{"QoS 0", "QoS 0", cpuColumn}, {"QoS 1", "QoS 1", cpuColumn}},
@@ -97,7 +97,7 @@ func groups() []group {
 		}, {
 			name: "topics", title: "Number of topics", columns: workloadColumns,
 			claim: claim{[]string{kernelKind, "broker"}, "Sockets first, then parsing and finding the route of each topic."},
-			text: "1 publisher that uses so many topics in turn, QoS 0, 1 subscriber that has subscribed to each by its name.",
+			text:  "1 publisher that uses so many topics in turn, QoS 0, 1 subscriber that has subscribed to each by its name.",
 			charts: []chartOf{{
 				file: "topics", title: "Broker CPU by number of topics, QoS 0", x: "topics", y: "CPU s per million deliveries",
 				lines: []lineOf{{"", "", cpuColumn}},
@@ -129,12 +129,12 @@ func groups() []group {
 				"topic, and again when each has sent itself 64 messages of 1 KiB. What the kernel keeps for sockets is not in it.",
 			columns: []column{clientBytes, {"RSS, MiB", "%.1f", false, func(_ sample, p phase) float64 { return p.values[totalMemory] / (1 << 20) }}},
 		}, {
-			name: "retained", title: "Retained messages", columns: []column{timeColumn, cpuTotal, rateColumn, peakColumn},
+			name: "retained", title: "Retained messages", columns: []column{timeColumn, cpuTotal, perSecond("messages"), peakColumn},
 			claim: claim{[]string{kernelKind, "broker"}, "The walk through the topics, and the queues that it fills."},
 			text: "10,000 retained messages of QoS 1, each to a topic of its own; then 20 subscribers ask for # at the same time. Topic, payload and RETAIN " +
 				"of each are checked. Durable in Penstock, in memory in Mosquitto.",
 		}, {
-			name: "durable", title: "Persistent sessions", columns: []column{cpuColumn, rateColumn, diskColumn, peakColumn},
+			name: "durable", title: "Persistent sessions", columns: []column{cpuPerMillion("messages"), perSecond("messages"), diskColumn, peakColumn},
 			claim: claim{[]string{kernelKind}, "Sockets, and the writes and syncs of the group commits."},
 			text: "Pairs as above, but the subscribers have persistent sessions; and 1 publisher to 1 persistent session that is offline, which then comes " +
 				"back and takes everything: 100,000 messages with 1,000 in flight, or 20,000 with 100, which bounds the size of a group commit. " +

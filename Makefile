@@ -81,9 +81,9 @@ dist-check: dist ## build dist/ once more, elsewhere and without the cache, and 
 	diff dist/SHA256SUMS "$$there/a-longer-path/dist/SHA256SUMS"; \
 	echo 'dist: two builds are identical'
 
-# With -profile it wants perf too; without -out it shows the report and writes nothing.
+# A part, shown and not written: make bench BENCH="-quick -scenario 'pairs|idle'"
 BENCH ?= -out docs/benchmarks.md $(if $(shell command -v perf),-profile bin/profile)
-bench: build ## write docs/benchmarks.md: compare with Debian's mosquitto (an hour; wants mosquitto, perf); BENCH='-quick -scenario …' shows a part
+bench: build ## write docs/benchmarks.md: compare with Debian's mosquitto (an hour; wants mosquitto and, for the profiles, perf)
 	$(GO) run ./bench $(BENCH)
 
 MODEL_RUNS  ?= 5000000

@@ -119,7 +119,6 @@ func startIn(t testing.TB, dir string, prepare func(*storage.DB) error, change .
 // Encoders of the data types (1.5).
 
 func u16(v int) []byte { return binary.BigEndian.AppendUint16(nil, uint16(v)) }
-func u32(v int) []byte { return binary.BigEndian.AppendUint32(nil, uint32(v)) }
 
 func str(s string) []byte { return append(u16(len(s)), s...) }
 
@@ -141,9 +140,11 @@ func props(p ...[]byte) []byte {
 
 // Properties by the type of their value.
 
-func propByte(id byte, v byte) []byte    { return []byte{id, v} }
-func propU16(id byte, v int) []byte      { return append([]byte{id}, u16(v)...) }
-func propU32(id byte, v int) []byte      { return append([]byte{id}, u32(v)...) }
+func propByte(id byte, v byte) []byte { return []byte{id, v} }
+func propU16(id byte, v int) []byte   { return append([]byte{id}, u16(v)...) }
+func propU32[T int | uint32](id byte, v T) []byte {
+	return binary.BigEndian.AppendUint32([]byte{id}, uint32(v))
+}
 func propVar(id byte, v int) []byte      { return append([]byte{id}, varint(v)...) }
 func propStr(id byte, v string) []byte   { return append([]byte{id}, str(v)...) }
 func propUser(name, value string) []byte { return join([]byte{38}, str(name), str(value)) }

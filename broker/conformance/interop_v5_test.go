@@ -795,10 +795,14 @@ func TestInterop5Announced(t *testing.T) {
 	}
 }
 
+// Whoever has its CONNACK is told why it must go, however soon that is.
 func TestInterop5Takeover(t *testing.T) {
 	t.Parallel()
 	s := start(t)
 	a, _ := s.v5(t, "a")
-	s.v5(t, "a")
-	a.expectDisconnect(0x8E)
+	for range 200 {
+		b, _ := s.v5(t, "a")
+		a.expectDisconnect(0x8E)
+		a = b
+	}
 }

@@ -8,6 +8,7 @@ import (
 	"testing"
 	"time"
 
+	"penstock/broker"
 	"penstock/storage"
 )
 
@@ -684,6 +685,7 @@ func TestV3UnsubscribeInFlight(t *testing.T) {
 	c.unsubscribe("a")
 	p.publish(message{topic: "a", qos: 2, payload: "after"})
 	c.send(ackFrame(kindPubcomp, three.id))
+	c.ping()
 	c.drop()
 	c, _ = s.v3Session(t, "c")
 	for _, want := range []message{one, two} {
@@ -776,4 +778,79 @@ func TestV3KeepAlive(t *testing.T) {
 	if late = late || time.Since(last) > time.Second; !late {
 		w.silent()
 	}
+}
+
+// A client of MQTT 3.1.1 knows no Receive Maximum: however much it sends at
+// once, each message is acknowledged, and a PINGREQ is not kept waiting.
+func TestV3ManyAtOnce(t *testing.T) {
+	t.Parallel()
+	covers3(t, "MQTT-3.3.4-1", "MQTT-4.3.2-2", "MQTT-4.3.3-2", "MQTT-4.6.0-6")
+	s := start(t, func(c *broker.Config) { c.ReceiveMaximum = 5 })
+	away, _ := s.v3Session(t, "away")
+	away.subscribe(2, "a")
+	away.disconnect()
+	p, _ := s.v3Session(t, "p")
+	const n = 600
+	var b []byte
+	for i := 1; i <= n; i++ {
+		b = append(b, p.publishFrame(message{topic: "a", qos: byte(1 + i%2), id: i, payload: fmt.Sprint(i)})...)
+	}
+	p.send(b, []byte{0xC0, 0})
+	acks, pong := 0, false
+	for acks < n || !pong {
+		switch got := p.read(); got.kind() {
+		case kindPingresp:
+			pong = true
+		case kindPuback, kindPubrec:
+			if acks++; got.packetID() != acks || got.kind() != kindPuback+byte(acks%2) {
+				t.Fatalf("acknowledgement %d: got %v", acks, got)
+			}
+		default:
+			t.Fatalf("got %v", got)
+		}
+	}
+	for i := 1; i <= n; i += 2 {
+		p.send(pubrelFrame(i))
+	}
+	for i := 1; i <= n; i += 2 {
+		p.ack(kindPubcomp, i)
+	}
+	away, _ = s.v3Session(t, "away")
+	last := [3]int{}
+	for range n {
+		m := away.take()
+		var i int
+		fmt.Sscan(m.payload, &i)
+		if i%2+1 != int(m.qos) || i <= last[m.qos] {
+			t.Fatalf("got %q at QoS %d after %d", m.payload, m.qos, last[m.qos])
+		}
+		last[m.qos] = i
+	}
+	away.silent()
+}
+
+// What is in flight to a client is bounded, the rest waits its turn, and none
+// of it is lost.
+func TestV3Window(t *testing.T) {
+	t.Parallel()
+	covers3(t, "MQTT-4.5.0-1", "MQTT-4.5.0-2", "MQTT-4.6.0-6")
+	s := start(t, func(c *broker.Config) { c.Window = 3 })
+	c, _ := s.v3Session(t, "c")
+	c.subscribe(2, "a")
+	p := s.v3(t, "p")
+	const n = 40
+	for i := range n {
+		p.publish(message{topic: "a", qos: byte(1 + i%2), payload: fmt.Sprint(i)})
+	}
+	for i := range n {
+		c.ping()
+		if i+3 < n && len(c.stash) != 3 && i == 0 {
+			t.Fatalf("got %d messages at once, want 3", len(c.stash))
+		}
+		m := c.take()
+		if m.payload != fmt.Sprint(i) {
+			t.Fatalf("message %d: got %+v", i, m)
+		}
+	}
+	c.silent()
 }

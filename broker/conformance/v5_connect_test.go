@@ -276,7 +276,7 @@ func TestSession5(t *testing.T) {
 		stays.takePayloads("after")
 	})
 	t.Run("4294967295 is for ever", func(t *testing.T) {
-		c, a := s.connect(t, connectFields{version: 5, id: "ever", props: [][]byte{propU32(17, 0xFFFFFFFF)}})
+		c, a := s.connect(t, connectFields{version: 5, id: "ever", props: [][]byte{propU32(17, uint32(0xFFFFFFFF))}})
 		p, ok := find(t, a.props, 17)
 		if !ok || p.num != 30*24*3600 {
 			t.Errorf("CONNACK: got session expiry interval %v %v, want the 30 days that the configuration allows", ok, p.num)

@@ -9,6 +9,7 @@ import (
 	"math/rand/v2"
 	"net"
 	"strings"
+	"sync"
 	"sync/atomic"
 	"time"
 )
@@ -350,11 +351,21 @@ var attacks = []attack{
 	},
 	{
 		name:  "slow-loris on HTTP",
-		bound: 32 * mib, why: "256 connections at a time",
+		bound: 32 * mib, why: "128 connections of an address of this machine at a time",
 		run: func(ctx context.Context, a *arena) {
+			var scraper sync.WaitGroup
+			defer scraper.Wait()
+			scraper.Go(func() {
+				pace(ctx, 2, func(int) {
+					began := time.Now()
+					if a.b.metric("penstock_ready") != 1 || time.Since(began) > 2*time.Second {
+						a.t.Errorf("/metrics took %v for an address that does not attack", time.Since(began))
+					}
+				})
+			})
 			many(500, func(n int) {
 				for ctx.Err() == nil {
-					c, err := a.b.dial(1+n%250, a.b.http)
+					c, err := a.b.dial(1, a.b.http)
 					if err != nil {
 						return
 					}

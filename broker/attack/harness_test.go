@@ -558,6 +558,7 @@ func (b *broker) metric(name string) float64 {
 	if err != nil {
 		b.t.Fatal(err)
 	}
+	req.Close = true // it has to get a connection each time
 	resp, err := http.DefaultClient.Do(req)
 	if err != nil {
 		b.t.Fatal(err)

@@ -158,8 +158,8 @@ func newConn(b *Broker, s *slot, sock net.Conn) *conn {
 	return c
 }
 
-// handshake is a connection as mochi sees it: it reads one CONNECT and the end
-// of the file, once it has written the CONNACK. From then on mochi has nothing
+// handshake is a connection as mochi sees it: it reads one CONNECT and then the
+// end of the file. Once it has written the CONNACK, mochi has nothing
 // to do with the connection: keeping its two goroutines and its buffers would
 // cost an idle client 20 kB.
 type handshake conn
@@ -167,13 +167,8 @@ type handshake conn
 // Read implements net.Conn.
 func (h *handshake) Read(p []byte) (int, error) {
 	c := (*conn)(h)
-	for len(c.greeting) == 0 {
-		if c.up {
-			return 0, io.EOF
-		}
-		if err := c.next(); err != nil {
-			return 0, err
-		}
+	if len(c.greeting) == 0 {
+		return 0, io.EOF
 	}
 	n := copy(p, c.greeting)
 	c.greeting = c.greeting[n:]

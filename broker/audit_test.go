@@ -192,8 +192,8 @@ func TestAnnouncedPacketCostsNothing(t *testing.T) {
 		c := p.connect(connectOptions{id: "c", version: 4, clean: true})
 		c.send([]byte{typePublish << 4, 0xF0, 0xFF, 0xFF, 0x7F, 0, 1, 'a'}) // some bytes of 256 MB
 		synctest.Wait()
-		if got := len(p.b.connections()[0].in); got > bigRead {
-			t.Errorf("the read buffer has %d bytes, want at most %d", got, bigRead)
+		if got := len(p.b.connections()[0].in); got > bigBuffer {
+			t.Errorf("the read buffer has %d bytes, want at most %d", got, bigBuffer)
 		}
 	})
 }

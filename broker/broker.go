@@ -50,7 +50,6 @@ type Broker struct {
 	stopping atomic.Bool
 	mu       sync.Mutex
 	conns    map[*conn]struct{}
-	trimming []*conn // sweep's, kept so that it does not make garbage every second
 	slots    slots
 	serving  sync.WaitGroup
 }
@@ -182,16 +181,6 @@ func (b *Broker) sweep(now time.Time) {
 	b.plane.sweep(now, &batch)
 	batch.flush()
 	b.announce(now)
-	b.mu.Lock()
-	for c := range b.conns {
-		b.trimming = append(b.trimming, c)
-	}
-	b.mu.Unlock()
-	for _, c := range b.trimming {
-		c.trim()
-	}
-	clear(b.trimming)
-	b.trimming = b.trimming[:0]
 }
 
 func (b *Broker) closeListeners() {
@@ -214,7 +203,7 @@ func (b *Broker) connections() []*conn {
 // its end: the stack that the handshake took is not kept for an idle client.
 func (b *Broker) serve(c *conn) {
 	b.guard(c, func() {
-		for len(c.greeting) == 0 { // mochi costs 12 kB, which silence is not worth
+		for c.hello == nil { // mochi costs 12 kB, which silence is not worth
 			if c.next() != nil {
 				return
 			}
@@ -317,7 +306,7 @@ func (b *Broker) Clients() []ClientInfo {
 		if c, ok := s.link.(*conn); ok {
 			out = append(out, ClientInfo{
 				ID: s.clientID, Username: c.who.username, Address: c.sock.RemoteAddr().String(), Listener: c.ln.name,
-				Protocol: s.version, Connected: c.since, CleanStart: c.cleanStart,
+				Protocol: s.version, Connected: c.slot.since, CleanStart: c.cleanStart,
 				Subscriptions: subs, QueuedMessages: s.live,
 			})
 		}

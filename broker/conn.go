@@ -14,8 +14,6 @@ import (
 )
 
 const (
-	smallRead  = 1 << 10  // what a socket that cannot wait without a buffer waits with
-	bigRead    = 64 << 10 // read buffer; packets beyond it get one of four times its size, and so on
 	highWater  = 64 << 10 // output that a queue is pumped into
 	lingerFor  = 2 * time.Second
 	maxAliases = 16   // Topic Alias Maximum that we announce, and the most that we use of a client's
@@ -26,28 +24,6 @@ var errClosed = errors.New("connection is closed")
 
 // past is a deadline that ends a Read at once.
 var past = time.Unix(1, 0)
-
-// readBufs holds read buffers: of smallRead bytes, of bigRead bytes, of four
-// times as many, and so on. A connection has one only while there is something
-// to read.
-var readBufs [8]sync.Pool
-
-// readBuf returns a buffer of the given class.
-func readBuf(class int) *[]byte {
-	if b, ok := readBufs[class].Get().(*[]byte); ok {
-		return b
-	}
-	b := make([]byte, readSize(class))
-	return &b
-}
-
-// readSize returns the size of the buffers of a class.
-func readSize(class int) int {
-	if class == 0 {
-		return smallRead
-	}
-	return bigRead << (2 * (class - 1))
-}
 
 // conn is a client's connection. mochi has it until the CONNACK is written
 // (handshake); from then on every packet is handled in place by the data
@@ -60,24 +36,21 @@ type conn struct {
 	sock    net.Conn
 	ln      *listener
 	slot    *slot
-	refusal byte // not 0: the CONNECT is refused with this reason, there are too many connections
-	since   time.Time
+	refusal byte          // not 0: the CONNECT is refused with this reason, there are too many connections
 	gone    chan struct{} // closed when no further packet will be handled
 
 	// Input side.
 	in        []byte
-	pooled    *[]byte         // what in is made of while it comes from readBufs
-	class     int             // which of readBufs that is
-	small     []byte          // what in is while a socket that is not raw waits
-	raw       syscall.RawConn // the socket, if it can wait without a buffer; else nil
+	inOf      *buffer            // what in is made of, where it is that
+	small     *[smallBuffer]byte // what in is while a socket that is not raw waits
+	raw       syscall.RawConn    // the socket, if it can wait without a buffer; else nil
 	readable  func(fd uintptr) bool
 	writable  func(fd uintptr) // with now, of whoever has set writing
 	now       []byte
 	need      int // size of the packet that is waited for
 	readN     int // what readable read
 	readErr   error
-	r, w      int    // in[r:w] is unread
-	greeting  []byte // of the CONNECT for mochi, what it has yet to read
+	r, w      int // in[r:w] is unread
 	deadline  time.Time
 	batch     batch
 	scratch   []byte
@@ -117,14 +90,13 @@ type conn struct {
 
 	outMu     sync.Mutex
 	out       []byte
-	spare     []byte
+	outOf     *buffer       // what out is made of
 	inWrite   int           // bytes that the writer has taken
 	writing   bool          // a writer runs
 	marked    bool          // a batch will flush
 	starved   bool          // somebody asked for room and there was none
 	crowded   bool          // the reader waits for the writer
 	stopped   bool          // nothing more is accepted
-	busy      bool          // wrote since the last trim
 	sent      chan struct{} // closed by the writer that ends; nil while nobody waits
 	maxPacket int           // client's Maximum Packet Size, 0: none
 	aliasMax  int           // Topic Aliases that may be used to the client
@@ -145,10 +117,10 @@ type topicState struct {
 
 func newConn(b *Broker, s *slot, sock net.Conn) *conn {
 	c := &conn{
-		b: b, sock: sock, ln: s.ln, slot: s, since: s.since,
+		b: b, sock: sock, ln: s.ln, slot: s,
 		gone: make(chan struct{}), closing: make(chan struct{}), resume: make(chan struct{}, 1),
 	}
-	c.deadline = c.since.Add(c.ln.limits.connectTimeout)
+	c.deadline = s.since.Add(c.ln.limits.connectTimeout)
 	_ = sock.SetReadDeadline(c.deadline) // a socket that cannot have one fails on Read
 	if s, ok := sock.(syscall.Conn); ok {
 		if raw, err := s.SyscallConn(); err == nil {
@@ -166,17 +138,17 @@ type handshake conn
 
 // Read implements net.Conn.
 func (h *handshake) Read(p []byte) (int, error) {
-	c := (*conn)(h)
-	if len(c.greeting) == 0 {
+	if h.hello == nil || len(h.hello.greeting) == 0 {
 		return 0, io.EOF
 	}
-	n := copy(p, c.greeting)
-	c.greeting = c.greeting[n:]
+	n := copy(p, h.hello.greeting)
+	h.hello.greeting = h.hello.greeting[n:]
 	return n, nil
 }
 
 // Write implements net.Conn. mochi writes whole packets, and only a CONNACK,
-// in place of which ours goes out: it does not know what is to be said.
+// in place of which ours goes out: it does not know what is to be said. From
+// that moment on the connection is up, and a takeover says so to the client.
 func (h *handshake) Write(p []byte) (int, error) {
 	c := (*conn)(h)
 	if len(p) == 0 || p[0]>>4 != typeConnack || c.sess == nil {
@@ -188,10 +160,18 @@ func (h *handshake) Write(p []byte) (int, error) {
 		_ = c.Close() // [MQTT-3.1.2-24]
 		return 0, errClosed
 	}
-	c.say(packet)
-	if c.closed.Load() {
+	c.outMu.Lock()
+	if c.stopped {
+		c.outMu.Unlock()
 		return 0, errClosed
 	}
+	c.maxPacket, c.aliasMax = int(c.hello.maxPacket), min(int(c.hello.aliasMax), maxAliases)
+	c.up = true
+	c.put(packet)
+	c.outMu.Unlock()
+	c.b.plane.connectionsTotal.Add(1)
+	c.b.plane.connections.Add(1)
+	c.flush()
 	return len(p), nil
 }
 
@@ -262,12 +242,19 @@ func (c *conn) lastWords() {
 // say writes what is sent before the session is up.
 func (c *conn) say(packet []byte) {
 	c.outMu.Lock()
+	c.put(packet)
+	c.outMu.Unlock()
+	c.flush()
+}
+
+// put appends a packet to the output, unless nothing more is accepted. outMu is
+// held.
+func (c *conn) put(packet []byte) {
 	if !c.stopped {
+		c.reserve(len(packet))
 		c.out = append(c.out, packet...)
 		c.otherOut++
 	}
-	c.outMu.Unlock()
-	c.flush()
 }
 
 // next handles one packet, or makes greeting of it when it is the CONNECT.
@@ -362,6 +349,7 @@ func (c *conn) pong() {
 	c.outMu.Lock()
 	defer c.outMu.Unlock()
 	if !c.stopped {
+		c.reserve(2)
 		c.out = append(c.out, typePingresp<<4, 0)
 		c.otherOut++
 		c.mark(&c.batch)
@@ -604,9 +592,9 @@ func (c *conn) receive(size int) (int, error) {
 	if c.r == c.w {
 		c.release()
 		if c.small == nil {
-			c.small = make([]byte, smallRead)
+			c.small = new([smallBuffer]byte)
 		}
-		c.in = c.small
+		c.in = c.small[:]
 	}
 	c.makeRoom()
 	n, err := c.sock.Read(c.in[c.w:])
@@ -652,24 +640,21 @@ func (c *conn) makeRoom() {
 	if c.w < len(c.in) {
 		return
 	}
-	class := 0
-	if c.up { // a CONNECT is small
-		class = 1
+	class := bigClass
+	if !c.up { // a CONNECT is small
+		class = 0
 	}
-	for readSize(class) <= c.w-c.r {
-		class++
-	}
-	next := readBuf(class)
-	n := copy(*next, c.in[c.r:c.w])
+	next := getBuffer(class, c.w-c.r+1)
+	n := copy(next.bytes, c.in[c.r:c.w])
 	c.release()
-	c.pooled, c.class, c.in, c.w = next, class, *next, n
+	c.inOf, c.in, c.w = next, next.bytes, n
 }
 
 // shelve keeps of the input buffer only what is unread, while the connection
 // waits. A buffer that is mostly full is kept as it is.
 func (c *conn) shelve() {
 	unread := c.in[c.r:c.w]
-	if c.pooled == nil || len(unread) > len(c.in)/4 {
+	if c.inOf == nil || len(unread) > len(c.in)/4 {
 		return
 	}
 	var kept []byte
@@ -683,11 +668,8 @@ func (c *conn) shelve() {
 
 // release gives the input buffer back.
 func (c *conn) release() {
-	if c.pooled != nil {
-		readBufs[c.class].Put(c.pooled)
-		c.pooled = nil
-	}
-	c.in, c.r, c.w = nil, 0, 0
+	c.inOf.free()
+	c.in, c.inOf, c.r, c.w = nil, nil, 0, 0
 }
 
 // settle sends what has gathered and adds up what was counted.
@@ -836,6 +818,7 @@ func (c *conn) fail(err error) error {
 func (c *conn) kick(reason byte, text string) {
 	c.outMu.Lock()
 	if c.up && c.version == 5 && !c.stopped {
+		c.reserve(maxAckHeader + len(text))
 		before := len(c.out)
 		c.out = appendDisconnect(c.out, reason, text)
 		if c.tooLarge(before) { // [MQTT-3.14.2-3]
@@ -845,6 +828,25 @@ func (c *conn) kick(reason byte, text string) {
 	}
 	c.outMu.Unlock()
 	_ = c.Close()
+}
+
+// What a PUBLISH takes besides topic, payload, properties and subscription
+// identifiers, and an acknowledgement or DISCONNECT besides codes and text, at
+// most, in bytes.
+const (
+	maxPublishHeader = 32
+	maxAckHeader     = 16
+)
+
+// reserve makes room in the output buffer for n bytes. outMu is held.
+func (c *conn) reserve(n int) {
+	if cap(c.out)-len(c.out) >= n {
+		return
+	}
+	next := getBuffer(0, len(c.out)+n)
+	size := copy(next.bytes, c.out)
+	c.outOf.free()
+	c.out, c.outOf = next.bytes[:size], next
 }
 
 // tooLarge reports whether the packet that was written to out from before on
@@ -879,7 +881,7 @@ func (c *conn) below(mark int) bool {
 }
 
 // sendPublish implements link.
-func (c *conn) sendPublish(m *storage.Message, qos byte, dup, retain bool, packetID uint16, ids []uint32, b *batch) bool {
+func (c *conn) sendPublish(m *storage.Message, qos byte, dup, retain bool, packetID uint16, ids []uint32, b *batch) outcome {
 	var expiry uint32
 	if m.Expires != 0 {
 		expiry = uint32(max(1, (m.Expires-c.b.plane.now()+999)/1000))
@@ -887,9 +889,10 @@ func (c *conn) sendPublish(m *storage.Message, qos byte, dup, retain bool, packe
 	c.outMu.Lock()
 	defer c.outMu.Unlock()
 	if c.stopped {
-		return true
+		return outGone
 	}
 	alias, known := c.alias(m.Topic)
+	c.reserve(maxPublishHeader + m.Size() + 5*len(ids))
 	before := len(c.out)
 	c.out = appendPublish(c.out, m, c.version, qos, dup, retain, packetID, expiry, alias, known, ids)
 	if c.tooLarge(before) && alias > 0 && !known {
@@ -897,8 +900,11 @@ func (c *conn) sendPublish(m *storage.Message, qos byte, dup, retain bool, packe
 		c.out = appendPublish(c.out[:before], m, c.version, qos, dup, retain, packetID, expiry, 0, false, ids)
 	}
 	if c.tooLarge(before) {
-		c.out = c.out[:before]
-		return false
+		if c.out = c.out[:before]; before == 0 {
+			c.outOf.free()
+			c.out, c.outOf = nil, nil
+		}
+		return outTooLarge
 	}
 	if alias > 0 && !known {
 		if c.outAlias == nil {
@@ -910,7 +916,7 @@ func (c *conn) sendPublish(m *storage.Message, qos byte, dup, retain bool, packe
 	c.bytesOut[qos] += uint64(len(c.out) - before)
 	c.payloadOut += uint64(len(m.Payload))
 	c.mark(b)
-	return true
+	return outSent
 }
 
 // alias returns the Topic Alias to send a topic with, and whether the client
@@ -933,8 +939,10 @@ func (c *conn) sendAck(kind byte, packetID uint16, reason byte, codes []byte, b 
 	if c.stopped {
 		return
 	}
+	text := c.reasonText(reason, codes)
+	c.reserve(maxAckHeader + len(codes) + len(text))
 	before := len(c.out)
-	c.appendAck(kind, packetID, reason, codes, c.reasonText(reason, codes))
+	c.appendAck(kind, packetID, reason, codes, text)
 	if c.tooLarge(before) { // without the text: [MQTT-3.4.2-2] and its like
 		c.out = c.out[:before]
 		c.appendAck(kind, packetID, reason, codes, "")
@@ -987,10 +995,10 @@ func (c *conn) flush() {
 	c.writing = true
 	if c.raw == nil || len(c.out) > inlineWrite {
 		c.outMu.Unlock()
-		go c.write(nil)
+		go c.write(nil, nil)
 		return
 	}
-	buf := c.takeOut()
+	buf, of := c.takeOut()
 	c.outMu.Unlock()
 	c.now = buf
 	err := c.raw.Control(c.writable) // not Write, which would wait, and heed a deadline of long ago
@@ -998,14 +1006,15 @@ func (c *conn) flush() {
 	c.now = nil
 	c.b.plane.networkOut.Add(uint64(len(buf) - len(rest)))
 	if err != nil || len(rest) > 0 {
-		go c.write(rest)
+		go c.write(rest, of)
 		return
 	}
+	of.free()
 	c.outMu.Lock()
 	defer c.outMu.Unlock()
-	c.inWrite, c.spare = 0, buf[:0]
+	c.inWrite = 0
 	if len(c.out) > 0 || c.starved || c.crowded {
-		go c.write(nil)
+		go c.write(nil, nil)
 		return
 	}
 	c.writing = false
@@ -1028,30 +1037,30 @@ func (c *conn) writeNow(fd uintptr) {
 }
 
 // takeOut takes the output buffer to write it. outMu is held.
-func (c *conn) takeOut() []byte {
-	buf := c.out
-	c.out, c.spare = c.spare[:0], nil
-	c.inWrite, c.busy = len(buf), true
+func (c *conn) takeOut() (buf []byte, of *buffer) {
+	buf, of = c.out, c.outOf
+	c.out, c.outOf = nil, nil
+	c.inWrite = len(buf)
 	c.addUp()
-	return buf
+	return buf, of
 }
 
-// write sends rest, which was taken before, and then what is in the output
-// buffer until there is nothing more, and ends. There is one at a time.
-func (c *conn) write(rest []byte) {
+// write sends rest, which was taken before and is made of of, and then what is
+// in the output buffer until there is nothing more, and ends. There is one at a
+// time.
+func (c *conn) write(rest []byte, of *buffer) {
 	var b batch
 	for {
 		if len(rest) > 0 {
-			if err := c.writeOut(rest); err != nil {
+			err := c.writeOut(rest)
+			of.free()
+			if err != nil {
 				c.unwritable(err)
 				return
 			}
 		}
 		c.outMu.Lock()
 		c.inWrite = 0
-		if rest != nil {
-			c.spare = rest[:0]
-		}
 		if c.crowded {
 			c.crowded = false
 			c.wake()
@@ -1070,7 +1079,7 @@ func (c *conn) write(rest []byte) {
 			c.outMu.Unlock()
 			return
 		}
-		rest = c.takeOut()
+		rest, of = c.takeOut()
 		c.outMu.Unlock()
 	}
 }
@@ -1083,7 +1092,8 @@ func (c *conn) unwritable(err error) {
 	}
 	c.outMu.Lock()
 	c.stopped, c.writing, c.inWrite = true, false, 0
-	c.out, c.spare = nil, nil
+	c.outOf.free()
+	c.out, c.outOf = nil, nil
 	c.tellSent()
 	c.outMu.Unlock()
 	_ = c.Close()
@@ -1144,17 +1154,6 @@ func (c *conn) tellSent() {
 		close(c.sent)
 		c.sent = nil
 	}
-}
-
-// trim gives the output buffers of a connection back that wrote nothing since
-// the last call.
-func (c *conn) trim() {
-	c.outMu.Lock()
-	defer c.outMu.Unlock()
-	if !c.busy && !c.writing && len(c.out) == 0 {
-		c.out, c.spare = nil, nil
-	}
-	c.busy = false
 }
 
 // addUp adds what was counted to the plane's counters. outMu is held.

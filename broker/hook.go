@@ -50,8 +50,7 @@ func (c *conn) greet(first byte, body []byte) error {
 	c.keepAlive = c.keepAlive * 3 / 2 // [MQTT-3.1.2-22]
 	g := []byte{0, 4, 'M', 'Q', 'T', 'T', 5, 2, 0, 0, 0, byte(len(h.clientID) >> 8), byte(len(h.clientID))}
 	g = append(g, h.clientID...)
-	c.greeting = appendVarint(append(c.greeting, typeConnect<<4), len(g))
-	c.greeting = append(c.greeting, g...)
+	h.greeting = append(appendVarint([]byte{typeConnect << 4}, len(g)), g...)
 	return nil
 }
 
@@ -228,14 +227,7 @@ func (b *Broker) capExpiry(expiry uint32) uint32 {
 // OnSessionEstablished starts deliveries: the CONNACK is written.
 func (h *hook) OnSessionEstablished(cl *mqtt.Client, _ packets.Packet) {
 	c := (*conn)(cl.Net.Conn.(*handshake))
-	h.b.plane.connectionsTotal.Add(1)
-	h.b.plane.connections.Add(1)
-	hello := c.hello
-	c.outMu.Lock()
-	c.maxPacket, c.aliasMax = int(hello.maxPacket), min(int(hello.aliasMax), maxAliases)
-	c.up = true
-	c.outMu.Unlock()
-	c.cleanStart, c.noExpiry = hello.cleanStart, hello.expiry == 0
+	c.cleanStart, c.noExpiry = c.hello.cleanStart, c.hello.expiry == 0
 	c.hello = nil
 	c.acks.mu.Lock()
 	c.acks.link = c

@@ -108,9 +108,9 @@ func (k *simConn) close() {
 	k.toClient, k.toBroker = nil, nil
 }
 
-func (k *simConn) sendPublish(m *storage.Message, qos byte, dup, retain bool, id uint16, _ []uint32, _ *batch) bool {
+func (k *simConn) sendPublish(m *storage.Message, qos byte, dup, retain bool, id uint16, _ []uint32, _ *batch) outcome {
 	k.send(simPacket{kind: typePublish, id: id, qos: qos, dup: dup, retain: retain, from: int(m.Payload[0]), n: int(m.Payload[1])})
-	return true
+	return outSent
 }
 
 func (k *simConn) sendAck(kind byte, id uint16, _ byte, _ []byte, _ *batch) {

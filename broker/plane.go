@@ -510,7 +510,9 @@ func (p *plane) sweep(now time.Time, b *batch) {
 		s.mu.Unlock()
 		if still {
 			p.sessionsExpired.Add(1)
-			p.log.Warn("session expired, what waited for it is dropped", "client", s.clientID, "messages", s.waiting())
+			if n := s.waiting(); n > 0 {
+				p.log.Warn("session expired, what waited for it is dropped", "client", s.clientID, "messages", n)
+			}
 			p.sessMu.Lock()
 			w := p.wills[s.clientID]
 			p.sessMu.Unlock()

@@ -72,9 +72,9 @@ func (l *party) takeOver(byte) <-chan struct{} {
 	return done
 }
 
-func (l *party) sendPublish(m *storage.Message, qos byte, dup, retain bool, id uint16, _ []uint32, _ *batch) bool {
+func (l *party) sendPublish(m *storage.Message, qos byte, dup, retain bool, id uint16, _ []uint32, _ *batch) outcome {
 	l.deliveries = append(l.deliveries, fmt.Sprintf("%.20s id%d qos%d dup %v", m.Payload, id, qos, dup))
-	return true
+	return outSent
 }
 
 func (l *party) sendAck(kind byte, id uint16, _ byte, _ []byte, _ *batch) {

@@ -306,7 +306,7 @@ func (p *plane) deliver(d *route, m *storage.Message, kept bool, b *batch, r *re
 		case !s.link.roomQoS0():
 			p.drop(dropQoS0)
 		default:
-			if !s.link.sendPublish(m, 0, false, retain, 0, d.ids, b) {
+			if s.link.sendPublish(m, 0, false, retain, 0, d.ids, b) == outTooLarge {
 				p.drop(dropTooLarge)
 			}
 		}

@@ -17,12 +17,20 @@ type link interface {
 	room() bool
 	// roomQoS0 reports whether a message that may be lost can be written.
 	roomQoS0() bool
-	// sendPublish sends a delivery. It returns false when the packet is larger
-	// than the client takes, and must be dropped for it [MQTT-3.1.2-25].
-	sendPublish(m *storage.Message, qos byte, dup, retain bool, packetID uint16, ids []uint32, b *batch) bool
+	// sendPublish sends a delivery.
+	sendPublish(m *storage.Message, qos byte, dup, retain bool, packetID uint16, ids []uint32, b *batch) outcome
 	// sendAck sends an acknowledgement, or a PUBREL.
 	sendAck(kind byte, packetID uint16, reason byte, codes []byte, b *batch)
 }
+
+// outcome is what became of a delivery that was to be sent.
+type outcome byte
+
+const (
+	outSent     outcome = iota
+	outTooLarge         // the packet is larger than the client takes: to be dropped for it [MQTT-3.1.2-25]
+	outGone             // the connection takes nothing any more: to be sent on the next one
+)
 
 // entryState is where a delivery stands. See docs/delivery.md.
 type entryState byte
@@ -264,7 +272,10 @@ func (s *session) pump(b *batch) {
 		if !s.link.room() {
 			return
 		}
-		if !s.link.sendPublish(e.msg, e.qos, e.tried && e.qos > 0, e.retain, s.packetID(e.seq), e.ids, b) {
+		switch s.link.sendPublish(e.msg, e.qos, e.tried && e.qos > 0, e.retain, s.packetID(e.seq), e.ids, b) {
+		case outGone:
+			return
+		case outTooLarge:
 			s.plane.drop(dropTooLarge)
 			s.discard(s.next, b)
 			continue

@@ -353,6 +353,8 @@ type connectFrame struct {
 	aliasMax     uint16
 	wantResponse bool // Request Response Information
 	noProblems   bool // Request Problem Information is 0
+
+	greeting []byte // of the CONNECT for mochi, what it has yet to read
 }
 
 // tooLarge reports whether a packet is larger than the client takes.

@@ -40,7 +40,7 @@ test: ## run all tests, with the race detector if there is a C compiler (wants m
 # Most of their time the clients wait, so many run at a time.
 MQTTJS = broker/interop/testdata/mqttjs
 interop: $(MQTTJS)/node_modules/.package-lock.json ## other people's clients against the program (wants mosquitto-clients libpaho-mqtt-dev python3-paho-mqtt nodejs npm gcc)
-	$(GO) test -tags interop -count 1 -parallel 16 -timeout 10m ./broker/interop
+	$(GO) test -tags interop -count 1 -parallel 10 -timeout 10m ./broker/interop
 
 $(MQTTJS)/node_modules/.package-lock.json: $(MQTTJS)/package-lock.json
 	cd $(MQTTJS) && npm ci --no-audit --no-fund
@@ -81,9 +81,9 @@ dist-check: dist ## build dist/ once more, elsewhere and without the cache, and 
 	diff dist/SHA256SUMS "$$there/a-longer-path/dist/SHA256SUMS"; \
 	echo 'dist: two builds are identical'
 
-# With -profile it wants perf too; without -out it shows the report and writes nothing.
+# A part, shown and not written: make bench BENCH="-quick -scenario 'pairs|idle'"
 BENCH ?= -out docs/benchmarks.md $(if $(shell command -v perf),-profile bin/profile)
-bench: build ## write docs/benchmarks.md: compare with Debian's mosquitto (an hour; wants mosquitto, perf); BENCH='-quick -scenario …' shows a part
+bench: build ## write docs/benchmarks.md: compare with Debian's mosquitto (an hour; wants mosquitto and, for the profiles, perf)
 	$(GO) run ./bench $(BENCH)
 
 MODEL_RUNS  ?= 5000000

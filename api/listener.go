@@ -51,7 +51,7 @@ func (l *limitedListener) Accept() (net.Conn, error) {
 // take counts a connection of an address, unless there are too many.
 func (l *limitedListener) take(addr netip.Addr) bool {
 	most := l.each
-	if addr.IsLoopback() {
+	if addr == netip.IPv6Loopback() {
 		most *= 4
 	}
 	l.mu.Lock()
@@ -78,6 +78,9 @@ func address(c net.Conn) netip.Addr {
 	tcp, ok := c.RemoteAddr().(*net.TCPAddr)
 	if !ok {
 		return netip.Addr{}
+	}
+	if tcp.IP.IsLoopback() {
+		return netip.IPv6Loopback() // all 16 million of them are one
 	}
 	return tcp.AddrPort().Addr().Unmap()
 }

@@ -129,12 +129,12 @@ func groups() []group {
 				"topic, and again when each has sent itself 64 messages of 1 KiB. What the kernel keeps for sockets is not in it.",
 			columns: []column{clientBytes, {"RSS, MiB", "%.1f", false, func(_ sample, p phase) float64 { return p.values[totalMemory] / (1 << 20) }}},
 		}, {
-			name: "retained", title: "Retained messages", columns: []column{timeColumn, cpuTotal, rateColumn, peakColumn},
+			name: "retained", title: "Retained messages", columns: []column{timeColumn, cpuTotal, perSecond("messages"), peakColumn},
 			claim: claim{[]string{kernelKind, "broker"}, "The walk through the topics, and the queues that it fills."},
 			text: "10,000 retained messages of QoS 1, each to a topic of its own; then 20 subscribers ask for # at the same time. Topic, payload and RETAIN " +
 				"of each are checked. Durable in Penstock, in memory in Mosquitto.",
 		}, {
-			name: "durable", title: "Persistent sessions", columns: []column{cpuColumn, rateColumn, diskColumn, peakColumn},
+			name: "durable", title: "Persistent sessions", columns: []column{cpuPerMillion("messages"), perSecond("messages"), diskColumn, peakColumn},
 			claim: claim{[]string{kernelKind}, "Sockets, and the writes and syncs of the group commits."},
 			text: "Pairs as above, but the subscribers have persistent sessions; and 1 publisher to 1 persistent session that is offline, which then comes " +
 				"back and takes everything: 100,000 messages with 1,000 in flight, or 20,000 with 100, which bounds the size of a group commit. " +

@@ -161,8 +161,10 @@ func (o options) measure(ctx context.Context, progress io.Writer) error {
 		r.results = append(r.results, res)
 		if o.profiles != "" && o.penstock != "none" {
 			p, err := profileOne(ctx, r.brokers[0], s, o.load, o.profiles)
-			if err != nil {
-				return fmt.Errorf("profile %s: %w", s.name, err)
+			if err != nil { // what was measured until now is not lost for it
+				failures++
+				fmt.Fprintf(progress, "%-22s profile   failed: %v\n", s.name, err)
+				continue
 			}
 			fmt.Fprintf(progress, "%-22s profile   %v\n", s.name, p)
 			r.profiles = append(r.profiles, p)
@@ -185,7 +187,7 @@ func (o options) measure(ctx context.Context, progress io.Writer) error {
 		return err
 	}
 	if failures > 0 {
-		return fmt.Errorf("%d rounds failed", failures)
+		return fmt.Errorf("%d rounds or profiles failed", failures)
 	}
 	return nil
 }

@@ -241,7 +241,7 @@ func (c rows) svg() string {
 		p("</svg>")
 		return b.String()
 	}
-	a := newAxis(values, left+24, chartWidth-50)
+	a := newAxis(values, left+44, chartWidth-50)
 	all, labelled := a.ticks()
 	for _, v := range all {
 		if labelled(v) {

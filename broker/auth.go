@@ -101,6 +101,6 @@ func (b *Broker) authenticate(c *conn, hasUser bool, password []byte) (byte, str
 	return reasonSuccess, ""
 }
 
-// badLogin is the same for a wrong name and a wrong password, so that nobody
-// learns which names there are.
+// badLogin is the same for a wrong name and a wrong password, so that the
+// answer does not say which names there are.
 const badLogin = "user name or password is wrong"

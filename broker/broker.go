@@ -214,6 +214,11 @@ func (b *Broker) connections() []*conn {
 // its end: the stack that the handshake took is not kept for an idle client.
 func (b *Broker) serve(c *conn) {
 	b.guard(c, func() {
+		for len(c.greeting) == 0 { // mochi costs 12 kB, which silence is not worth
+			if c.next() != nil {
+				return
+			}
+		}
 		_ = b.mochi.EstablishConnection(c.ln.name, (*handshake)(c)) // why a connection ended is logged where it is decided
 	})
 	if c.sess != nil { // mochi's registry is for the handshake; what it has of this connection goes with it

@@ -71,6 +71,8 @@ type conn struct {
 	small     []byte          // what in is while a socket that is not raw waits
 	raw       syscall.RawConn // the socket, if it can wait without a buffer; else nil
 	readable  func(fd uintptr) bool
+	writable  func(fd uintptr) // with now, of whoever has set writing
+	now       []byte
 	need      int // size of the packet that is waited for
 	readN     int // what readable read
 	readErr   error
@@ -150,14 +152,14 @@ func newConn(b *Broker, s *slot, sock net.Conn) *conn {
 	_ = sock.SetReadDeadline(c.deadline) // a socket that cannot have one fails on Read
 	if s, ok := sock.(syscall.Conn); ok {
 		if raw, err := s.SyscallConn(); err == nil {
-			c.raw, c.readable = raw, c.readNow
+			c.raw, c.readable, c.writable = raw, c.readNow, c.writeNow
 		}
 	}
 	return c
 }
 
-// handshake is a connection as mochi sees it: it reads one CONNECT and the end
-// of the file, once it has written the CONNACK. From then on mochi has nothing
+// handshake is a connection as mochi sees it: it reads one CONNECT and then the
+// end of the file. Once it has written the CONNACK, mochi has nothing
 // to do with the connection: keeping its two goroutines and its buffers would
 // cost an idle client 20 kB.
 type handshake conn
@@ -165,13 +167,8 @@ type handshake conn
 // Read implements net.Conn.
 func (h *handshake) Read(p []byte) (int, error) {
 	c := (*conn)(h)
-	for len(c.greeting) == 0 {
-		if c.up {
-			return 0, io.EOF
-		}
-		if err := c.next(); err != nil {
-			return 0, err
-		}
+	if len(c.greeting) == 0 {
+		return 0, io.EOF
 	}
 	n := copy(p, c.greeting)
 	c.greeting = c.greeting[n:]
@@ -974,7 +971,12 @@ func (c *conn) mark(b *batch) {
 	}
 }
 
-// flush starts the writer if there is something to write and none runs.
+// inlineWrite is how much is written by who has it to send, in bytes. More is
+// left to a goroutine, which is worth its start then.
+const inlineWrite = 8 << 10
+
+// flush sends what there is to be sent, unless a writer is at it: a little at
+// once, if the socket takes it, and otherwise by a new writer. It never waits.
 func (c *conn) flush() {
 	c.outMu.Lock()
 	c.marked = false
@@ -983,17 +985,73 @@ func (c *conn) flush() {
 		return
 	}
 	c.writing = true
+	if c.raw == nil || len(c.out) > inlineWrite {
+		c.outMu.Unlock()
+		go c.write(nil)
+		return
+	}
+	buf := c.takeOut()
 	c.outMu.Unlock()
-	go c.write()
+	c.now = buf
+	err := c.raw.Control(c.writable) // not Write, which would wait, and heed a deadline of long ago
+	rest := c.now
+	c.now = nil
+	c.b.plane.networkOut.Add(uint64(len(buf) - len(rest)))
+	if err != nil || len(rest) > 0 {
+		go c.write(rest)
+		return
+	}
+	c.outMu.Lock()
+	defer c.outMu.Unlock()
+	c.inWrite, c.spare = 0, buf[:0]
+	if len(c.out) > 0 || c.starved || c.crowded {
+		go c.write(nil)
+		return
+	}
+	c.writing = false
+	c.tellSent()
 }
 
-// write sends what is in the output buffer until there is nothing more, and
-// ends. It is the only one that writes to the socket.
-func (c *conn) write() {
+// writeNow writes what the socket takes of c.now without waiting. What is wrong
+// with the socket is left for the writer to find.
+func (c *conn) writeNow(fd uintptr) {
+	for len(c.now) > 0 {
+		n, err := syscall.Write(int(fd), c.now)
+		if err == syscall.EINTR {
+			continue
+		}
+		if err != nil || n <= 0 {
+			return
+		}
+		c.now = c.now[n:]
+	}
+}
+
+// takeOut takes the output buffer to write it. outMu is held.
+func (c *conn) takeOut() []byte {
+	buf := c.out
+	c.out, c.spare = c.spare[:0], nil
+	c.inWrite, c.busy = len(buf), true
+	c.addUp()
+	return buf
+}
+
+// write sends rest, which was taken before, and then what is in the output
+// buffer until there is nothing more, and ends. There is one at a time.
+func (c *conn) write(rest []byte) {
 	var b batch
 	for {
+		if len(rest) > 0 {
+			if err := c.writeOut(rest); err != nil {
+				c.unwritable(err)
+				return
+			}
+		}
 		c.outMu.Lock()
 		c.inWrite = 0
+		if rest != nil {
+			c.spare = rest[:0]
+		}
 		if c.crowded {
 			c.crowded = false
 			c.wake()
@@ -1012,49 +1070,62 @@ func (c *conn) write() {
 			c.outMu.Unlock()
 			return
 		}
-		buf := c.out
-		c.out, c.spare = c.spare[:0], nil
-		c.inWrite, c.busy = len(buf), true
-		c.addUp()
-		c.outMu.Unlock()
-		if err := c.writeOut(buf); err != nil {
-			if errors.Is(err, os.ErrDeadlineExceeded) && !c.closed.Load() {
-				c.b.plane.limit(limitOutput)
-				c.b.notice("client disconnected, it took nothing for too long", "client", c.who.clientID, "address", c.sock.RemoteAddr().String(), "err", err)
-			}
-			c.outMu.Lock()
-			c.stopped, c.writing, c.inWrite = true, false, 0
-			c.out, c.spare = nil, nil
-			c.tellSent()
-			c.outMu.Unlock()
-			_ = c.Close()
-			return
-		}
-		c.outMu.Lock()
-		c.spare = buf[:0]
+		rest = c.takeOut()
 		c.outMu.Unlock()
 	}
+}
+
+// unwritable ends a connection to which nothing can be written any more.
+func (c *conn) unwritable(err error) {
+	if errors.Is(err, os.ErrDeadlineExceeded) && !c.closed.Load() {
+		c.b.plane.limit(limitOutput)
+		c.b.notice("client disconnected, it took nothing for too long", "client", c.who.clientID, "address", c.sock.RemoteAddr().String(), "err", err)
+	}
+	c.outMu.Lock()
+	c.stopped, c.writing, c.inWrite = true, false, 0
+	c.out, c.spare = nil, nil
+	c.tellSent()
+	c.outMu.Unlock()
+	_ = c.Close()
 }
 
 // writePiece is how much is written under one deadline: a client that takes
 // its packets slowly, but takes them, is not to be cut off.
 const writePiece = 64 << 10
 
+// piece returns what of buf, which starts with a packet, is written at once.
+// A WebSocket frame is one packet: clients may take several in one, or one in
+// several, but paho's for C does not.
+func (c *conn) piece(buf []byte) []byte {
+	if c.ln.web != nil {
+		if size, _, err := frameSize(buf); err == nil {
+			return buf[:min(size, len(buf))]
+		}
+	}
+	return buf[:min(len(buf), writePiece)]
+}
+
 // writeOut writes buf to the socket.
 func (c *conn) writeOut(buf []byte) error {
 	for len(buf) > 0 {
-		piece := buf[:min(len(buf), writePiece)]
-		c.outMu.Lock()
-		if !c.stopped { // Close has set a deadline of its own
-			_ = c.sock.SetWriteDeadline(time.Now().Add(c.b.cfg.WriteTimeout.D())) // fails on Write too
+		piece := c.piece(buf)
+		buf = buf[len(piece):]
+		for len(piece) > 0 {
+			c.outMu.Lock()
+			if !c.stopped { // Close has set a deadline of its own
+				_ = c.sock.SetWriteDeadline(time.Now().Add(c.b.cfg.WriteTimeout.D())) // fails on Write too
+			}
+			c.outMu.Unlock()
+			n, err := c.sock.Write(piece)
+			c.b.plane.networkOut.Add(uint64(n))
+			c.outMu.Lock()
+			c.inWrite -= n // what the client can have is not held against it
+			c.outMu.Unlock()
+			if err != nil && !(n > 0 && errors.Is(err, os.ErrDeadlineExceeded) && !c.closed.Load()) {
+				return err
+			}
+			piece = piece[n:]
 		}
-		c.outMu.Unlock()
-		n, err := c.sock.Write(piece)
-		c.b.plane.networkOut.Add(uint64(n))
-		if err != nil && !(n > 0 && errors.Is(err, os.ErrDeadlineExceeded) && !c.closed.Load()) {
-			return err
-		}
-		buf = buf[n:]
 	}
 	return nil
 }

@@ -103,6 +103,9 @@ func naiveProperties(packet string, p []byte) bool {
 				}
 				v |= uint64(b&0x7F) << (7 * i)
 				if b < 0x80 {
+					if b == 0 && i > 0 {
+						return false // longer than it must be [MQTT-1.5.5-1]
+					}
 					break
 				}
 			}

@@ -167,9 +167,9 @@ func (h *hook) OnConnect(cl *mqtt.Client, _ packets.Packet) error {
 	case hello.will != nil && h.b.plane.retained.cost.Load()+h.b.plane.willBytes.Load()+int64(hello.will.Size()) > int64(h.b.cfg.MaxRetained):
 		h.b.plane.limit(limitRetained)
 		reason, text = reasonQuota, "there are as many wills and retained messages as may be"
-	case !h.b.plane.mayOpen(hello.clientID):
+	case hello.expiry > 0 && !h.b.plane.mayOpen(hello.clientID):
 		h.b.plane.limit(limitSessions)
-		reason, text = reasonQuota, "there are as many sessions as may be"
+		reason, text = reasonQuota, "there are as many persistent sessions as may be"
 	case h.b.stopping.Load():
 		reason, text = reasonShuttingDown, reasonTexts[reasonShuttingDown]
 	}

@@ -206,8 +206,11 @@ func TestLimitsAnswerAndCount(t *testing.T) {
 			}
 		}, [2]string{"taken", "0x93"}},
 		{"sessions", func(c *Config) { c.MaxSessions = 1 }, func(s *server, c *client) string {
+			s.connect(connectOptions{id: "has one", version: c.version, expiry: 60})
+			s.connect(connectOptions{id: "clean", version: c.version, clean: true})
+			s.connect(connectOptions{id: "has one", version: c.version, expiry: 60})
 			other := s.dial()
-			other.send(connectPacket(connectOptions{id: "other", version: c.version, clean: true}))
+			other.send(connectPacket(connectOptions{id: "other", version: c.version, expiry: 60}))
 			_, body := other.expect(typeConnack)
 			return fmt.Sprintf("%#x", body[1])
 		}, [2]string{"0x3", "0x97"}},

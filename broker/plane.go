@@ -376,11 +376,13 @@ func (p *plane) settles(clientID string) storage.Waiter {
 	})
 }
 
-// mayOpen reports whether there is a session for a client, or room for one.
+// mayOpen reports whether there is a persistent session for a client, or room
+// for one.
 func (p *plane) mayOpen(clientID string) bool {
 	p.sessMu.Lock()
 	defer p.sessMu.Unlock()
-	return len(p.sessions) < p.cfg.MaxSessions || p.sessions[clientID] != nil
+	s := p.sessions[clientID]
+	return len(p.byID) < p.cfg.MaxSessions || s != nil && s.id != 0
 }
 
 func (p *plane) session(clientID string) *session {

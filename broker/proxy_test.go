@@ -171,10 +171,10 @@ func TestProxyProtocol(t *testing.T) {
 			t.Errorf("%s: code %d, want %d", tt.name, code, tt.code)
 		}
 		if tt.code == 0 {
-			list := s.b.Clients()
-			if len(list) != 1 || !strings.HasPrefix(list[0].Address, tt.address) {
-				t.Errorf("%s: clients %+v, want one from %s", tt.name, list, tt.address)
-			}
+			eventually(t, tt.name+": a client from "+tt.address, func() bool {
+				list := s.b.Clients()
+				return len(list) == 1 && strings.HasPrefix(list[0].Address, tt.address)
+			})
 			c.disconnect()
 		}
 		eventually(t, "it is gone", func() bool { return len(s.b.connections()) == 0 })
@@ -202,8 +202,20 @@ func TestProxyProtocol(t *testing.T) {
 	if code := s.on(sock).hello(connectOptions{id: "c", version: 4, clean: true}); code != 0 {
 		t.Errorf("over WebSocket: code %d", code)
 	}
-	if list := s.b.Clients(); len(list) != 1 || list[0].Address != "198.51.100.7:4660" {
-		t.Errorf("over WebSocket: clients %+v", list)
+	eventually(t, "it has its address", func() bool {
+		list := s.b.Clients()
+		return len(list) == 1 && list[0].Address == "198.51.100.7:4660"
+	})
+}
+
+// Whom the proxy does not know has no address, not even the proxy's.
+func TestProxyUnknownHasNoAddress(t *testing.T) {
+	client, server := net.Pipe()
+	defer client.Close()
+	go func() { _, _ = client.Write([]byte("PROXY UNKNOWN\r\n")) }() // readProxy says if it did not arrive
+	c, addr, err := newListener(&Broker{cfg: DefaultConfig()}, ListenerConfig{}).readProxy(server)
+	if err != nil || addr.IsValid() || c.RemoteAddr().String() != "unknown" {
+		t.Errorf("address %v, %v, %v", c.RemoteAddr(), addr, err)
 	}
 }
 

@@ -150,12 +150,17 @@ type retainedMatch struct {
 }
 
 // filterWeight is how many subscriptions a filter counts for: each level of one
-// with wildcards may be visited for any message.
+// with wildcards may be visited for any message, and a share group is looked
+// at for each.
 func filterWeight(filter string) int {
-	if !hasWildcard(filter) {
-		return 1
+	weight := 1
+	if hasWildcard(filter) {
+		weight += strings.Count(filter, "/") / 8
 	}
-	return 1 + strings.Count(filter, "/")/8
+	if strings.HasPrefix(filter, "$share/") {
+		weight += 3
+	}
+	return weight
 }
 
 // maySubscribe checks one filter of a SUBSCRIBE and returns its reason code.

@@ -9,6 +9,7 @@ import (
 	"math/rand/v2"
 	"net"
 	"strings"
+	"sync"
 	"sync/atomic"
 	"time"
 )
@@ -19,13 +20,14 @@ import (
 var attacks = []attack{
 	{
 		name:  "10,000 connections that say nothing",
+		moved: `penstock_limited_total{limit="evicted"}`,
 		last:  10 * time.Second,
 		bound: 10_000 * 20 << 10, why: "20 kB for each connection: two goroutines' stacks, and their buffers",
 		stays:    8 * mib, // what Go keeps of 20,000 goroutines and 10,000 descriptors that ended
 		connects: true,
 		run: func(ctx context.Context, a *arena) {
 			many(10, func(n int) {
-				pace(ctx, 200, func(i int) {
+				pace(ctx, 125, func(i int) {
 					if i >= 1000 {
 						return
 					}
@@ -39,6 +41,7 @@ var attacks = []attack{
 	},
 	{
 		name:  "headers that announce 256 MB",
+		moved: `penstock_limited_total{limit="packet-size"}`,
 		bound: 1000 * 20 << 10, why: "nothing is allocated for what was only announced: 20 kB for each of 1,000 connections",
 		config:   `max_packet = "256MiB"`,
 		connects: true,
@@ -83,6 +86,7 @@ var attacks = []attack{
 	},
 	{
 		name:  "topics of 65,535 slashes",
+		moved: `penstock_limited_total{limit="topic"}`,
 		bound: 32 * mib, why: "they are longer than allowed: nothing of them stays",
 		connects: true,
 		run: func(ctx context.Context, a *arena) {
@@ -105,8 +109,9 @@ var attacks = []attack{
 	},
 	{
 		name:   "topics of 65,534 slashes, where they are allowed",
-		config: "max_topic_bytes = 65535\nmax_topic_levels = 65535",
-		bound:  160 * mib, stays: 160 * mib, why: "100 B for each of 65,501 levels of 20 topics",
+		config: "max_topic_bytes = 65535\nmax_topic_levels = 65535\nmax_retained = \"16MiB\"",
+		bound:  64 * mib, stays: 16 * mib, why: "max_retained, and what SQLite writes meanwhile",
+		moved: `penstock_limited_total{limit="retained"}`,
 		run: func(ctx context.Context, a *arena) {
 			slashes := strings.Repeat("/", 65534)
 			c := a.attacker(0, hello{id: "slashes", clean: true})
@@ -131,13 +136,17 @@ var attacks = []attack{
 		run: distinctTopics(1, 0, 50_000),
 	},
 	{
-		name:  "retained bomb",
-		bound: 128 * mib, stays: 128 * mib, why: "the bound of the retained store, and what commits hold meanwhile",
-		run: distinctTopics(1, 1, 20_000),
+		name:   "retained bomb",
+		config: `max_retained = "16MiB"`,
+		bound:  96 * mib, stays: 16 * mib, why: "max_retained, and what waits for the disk",
+		moved: `penstock_limited_total{limit="retained"}`,
+		run:   distinctTopics(1, 1, 20_000),
 	},
 	{
-		name:  "retained bomb of 100 kB payloads",
-		bound: 128 * mib, stays: 128 * mib, why: "the bound of the retained store, and what commits hold meanwhile",
+		name:   "retained bomb of 100 kB payloads",
+		config: `max_retained = "16MiB"`,
+		bound:  96 * mib, stays: 16 * mib, why: "max_retained, and what waits for the disk",
+		moved: `penstock_limited_total{limit="retained"}`,
 		run: func(ctx context.Context, a *arena) {
 			c := a.attacker(0, hello{id: "retained", clean: true})
 			c.drain()
@@ -172,7 +181,8 @@ var attacks = []attack{
 	},
 	{
 		name:  "subscription bomb",
-		bound: 200 * mib, why: "500 B for each of 400,000 subscriptions",
+		bound: 160 * mib, why: "600 B for each of 200,000 subscriptions (max_subscriptions_total), and garbage",
+		moved: `penstock_limited_total{limit="subscriptions"}`,
 		run: func(ctx context.Context, a *arena) {
 			many(40, func(n int) {
 				c := a.attacker(n, hello{id: fmt.Sprint("sub", n), clean: true})
@@ -341,11 +351,21 @@ var attacks = []attack{
 	},
 	{
 		name:  "slow-loris on HTTP",
-		bound: 32 * mib, why: "256 connections at a time",
+		bound: 32 * mib, why: "128 connections of an address of this machine at a time",
 		run: func(ctx context.Context, a *arena) {
+			var scraper sync.WaitGroup
+			defer scraper.Wait()
+			scraper.Go(func() {
+				pace(ctx, 2, func(int) {
+					began := time.Now()
+					if a.b.metric("penstock_ready") != 1 || time.Since(began) > 2*time.Second {
+						a.t.Errorf("/metrics took %v for an address that does not attack", time.Since(began))
+					}
+				})
+			})
 			many(500, func(n int) {
 				for ctx.Err() == nil {
-					c, err := a.b.dial(1+n%250, a.b.http)
+					c, err := a.b.dial(1, a.b.http)
 					if err != nil {
 						return
 					}
@@ -480,8 +500,10 @@ var attacks = []attack{
 		},
 	},
 	{
-		name:  "sessions that leave a will of 60 kB",
-		bound: 128 * mib, stays: 128 * mib, why: "the bound of wills that wait",
+		name:   "sessions that leave a will of 60 kB",
+		config: `max_retained = "16MiB"`,
+		bound:  64 * mib, stays: 16 * mib, why: "wills count against max_retained",
+		moved: `penstock_limited_total{limit="retained"}`,
 		run: func(ctx context.Context, a *arena) {
 			will := append(properties([]byte{24, 0, 1, 0, 0}), append(str("will/late"), str(strings.Repeat("w", 60_000))...)...)
 			many(20, func(n int) {

@@ -85,7 +85,7 @@ type attack struct {
 	name   string
 	config string        // of the section [broker], beside what serve writes
 	files  int           // open files that the broker may have; 0: as many as this test
-	last   time.Duration // how long it lasts; 0: 4 s
+	last   time.Duration // how long it lasts; 0: 3 s
 	// bound is how much the broker may grow meanwhile, and why the reason.
 	bound int
 	why   string
@@ -213,7 +213,7 @@ func measure(t *testing.T, a attack, control *broker) result {
 
 	last := a.last
 	if last == 0 {
-		last = 4 * time.Second
+		last = 3 * time.Second
 	}
 	ctx, cancel := context.WithTimeout(context.Background(), last)
 	defer cancel()
@@ -558,6 +558,7 @@ func (b *broker) metric(name string) float64 {
 	if err != nil {
 		b.t.Fatal(err)
 	}
+	req.Close = true // it has to get a connection each time
 	resp, err := http.DefaultClient.Do(req)
 	if err != nil {
 		b.t.Fatal(err)

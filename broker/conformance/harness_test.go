@@ -119,7 +119,6 @@ func startIn(t testing.TB, dir string, prepare func(*storage.DB) error, change .
 // Encoders of the data types (1.5).
 
 func u16(v int) []byte { return binary.BigEndian.AppendUint16(nil, uint16(v)) }
-func u32(v int) []byte { return binary.BigEndian.AppendUint32(nil, uint32(v)) }
 
 func str(s string) []byte { return append(u16(len(s)), s...) }
 

@@ -33,17 +33,17 @@ type row struct {
 
 var testName = regexp.MustCompile("`((?:broker\\.)?Test[A-Za-z0-9_]+)`")
 
-// tableRows returns the rows below a heading, to the next one of its level.
+// tableRows returns the rows below a heading, to the next one of its level. A
+// second section with the same heading counts too: then its rows are double.
 func tableRows(doc, heading string) (rows []row, found bool) {
+	inside := false
 	for i, line := range strings.Split(doc, "\n") {
 		if strings.HasPrefix(line, "## ") {
-			if found {
-				break
-			}
-			found = strings.TrimSpace(line) == heading
+			inside = strings.TrimSpace(line) == heading
+			found = found || inside
 			continue
 		}
-		if !found || !strings.HasPrefix(line, "| MQTT-") {
+		if !inside || !strings.HasPrefix(line, "| MQTT-") {
 			continue
 		}
 		r := row{line: i + 1}
@@ -191,6 +191,7 @@ func TestConformanceTableFindsBreaches(t *testing.T) {
 		{strings.Replace(right, "`broker.TestC`", "the client's own affair", 1), ""},
 		{strings.Replace(right, "0-2", "0-3", 1), "no such statement"},
 		{strings.Replace(right, "0-2", "0-1", 1), "is there twice"},
+		{right + "## S\n" + right, "is there twice"},
 		{strings.Split(right, "\n")[0], "MQTT-1.0.0-2 has no row"},
 		{strings.Replace(right, "TestA", "TestX", 1), "TestX does not exist"},
 		{strings.Replace(right, "TestA", "TestB", 1), "TestB does not say that it covers it"},

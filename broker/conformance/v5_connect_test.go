@@ -479,6 +479,12 @@ func TestMaximumPacketSize5(t *testing.T) {
 				break
 			}
 		}
+		refused := s.dial(t, 5)
+		refused.trySend(connectFields{version: 5, clean: true, props: [][]byte{propU32(39, size), propStr(21, "x")}}.frame())
+		got := refused.end()
+		if len(got) > 1 || len(got) == 1 && (got[0].body[1] != 0x8C || len(frame(got[0].first, got[0].body)) > size) || len(got) == 0 && size >= 5 {
+			t.Fatalf("Maximum Packet Size %d: got %v, want CONNACK 0x8C, if it fits", size, got)
+		}
 		if size < 40 { // it need not do: CONNACK itself may not fit
 			c.drop()
 			continue

@@ -124,7 +124,11 @@ func (s *server) refused(t *testing.T, sent []byte, reasons ...byte) {
 		c.expectClosed()
 		return
 	}
-	c, _ := s.connect(t, connectFields{version: 5, clean: true, props: [][]byte{propU32(17, 60)}, id: "", keepAlive: 0})
+	f := connectFields{version: 5, clean: true}
+	if sent[0]>>4 == kindDisconnect { // it may change an expiry that there is
+		f.props = [][]byte{propU32(17, 60)}
+	}
+	c, _ := s.connect(t, f)
 	c.trySend(sent, []byte{kindPingreq << 4, 0}) // what is not refused is seen at once by the answer to this
 	var got []packet
 	for {
@@ -254,7 +258,11 @@ func propertyIsTaken(t *testing.T, s *server, p place, id byte, packet []byte) {
 		c.ping()
 		return
 	}
-	c, _ := s.connect(t, connectFields{version: 5, clean: true, props: [][]byte{propU32(17, 60)}})
+	f := connectFields{version: 5, clean: true}
+	if p == inDisconnect { // it may change an expiry that there is
+		f.props = [][]byte{propU32(17, 60)}
+	}
+	c, _ := s.connect(t, f)
 	c.send(packet)
 	switch p {
 	case inPublish:

@@ -120,6 +120,9 @@ func TestWillDelay5(t *testing.T) {
 	}
 	connect("comes back", 4, 600, true).drop()
 	back, _ := s.connect(t, connectFields{version: 5, id: "comes back", props: [][]byte{propU32(17, 600)}})
+	connect("comes and goes", 4, 600, true).drop()
+	goes, _ := s.connect(t, connectFields{version: 5, id: "comes and goes", props: [][]byte{propU32(17, 600)}})
+	goes.drop()                           // without a will of its own
 	connect("clock", 5, 600, true).drop() // when its will comes, the other's would have been there
 	began := time.Now()
 	connect("delayed", 1, 600, true).drop()

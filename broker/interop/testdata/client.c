@@ -162,7 +162,10 @@ static int next_is(struct client *c, const char *what, const char *topic, const 
 	struct message m;
 	DO(next(c, &m));
 	WANT_TEXT(what, m.topic, topic);
-	DO(want_text(what, m.paho->payload, m.paho->payloadlen, payload));
+	if (!want_text(what, m.paho->payload, m.paho->payloadlen, payload)) {
+		snprintf(why + strlen(why), sizeof why - strlen(why), " (DUP %d, packet identifier %d)", m.paho->dup, m.paho->msgid);
+		return 0;
+	}
 	WANT(what, m.paho->qos, qos);
 	WANT(what, m.paho->retained, retain);
 	done_with(&m);

@@ -303,6 +303,7 @@ func TestInterop5PublicationExpiry(t *testing.T) {
 	b, _ := s.v5(t, "b", propU32(17, 99999))
 	b.subscribe(2, "TopicA")
 	b.disconnect()
+	eventually(t, "the client is gone", func() bool { return len(s.b.Clients()) == 0 }) // see TestV3FirstTimeIsNoDUP
 	a, _ := s.v5(t, "a")
 	begin := time.Now()
 	for qos := byte(1); qos < 3; qos++ {

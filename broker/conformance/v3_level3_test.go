@@ -85,6 +85,7 @@ func TestLevel3Session(t *testing.T) {
 	c := level3(t, s, "c", false)
 	c.subscribe(2, "a")
 	c.disconnect()
+	eventually(t, "the client is gone", func() bool { return len(s.b.Clients()) == 0 })
 	p := level3(t, s, "p", true)
 	for qos := byte(1); qos < 3; qos++ {
 		p.publish(message{topic: "a", qos: qos, payload: fmt.Sprint(qos)})

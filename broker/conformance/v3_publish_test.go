@@ -854,3 +854,22 @@ func TestV3Window(t *testing.T) {
 	}
 	c.silent()
 }
+
+// What was never sent has no DUP: a client that has left in order and seen the
+// connection closed can have got nothing since.
+func TestV3FirstTimeIsNoDUP(t *testing.T) {
+	t.Parallel()
+	covers3(t, "MQTT-4.3.2-1", "MQTT-4.3.3-1", "MQTT-3.3.1-3")
+	s := start(t)
+	p := s.v3(t, "p")
+	c, _ := s.v3Session(t, "c")
+	c.subscribe(2, "a")
+	for i := range 60 {
+		c.disconnect() // and the end was seen
+		p.publish(message{topic: "a", qos: byte(1 + i%2), payload: fmt.Sprint(i)})
+		c, _ = s.v3Session(t, "c")
+		if m := c.take(); m.dup || m.payload != fmt.Sprint(i) {
+			t.Fatalf("message %d: got %+v, want no DUP", i, m)
+		}
+	}
+}

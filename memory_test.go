@@ -2,6 +2,7 @@ package main
 
 import (
 	"context"
+	"math"
 	"runtime/debug"
 	"slices"
 	"testing"
@@ -69,5 +70,25 @@ func TestHeldMemory(t *testing.T) {
 	after, more := heldMemory()
 	if during < before+60<<20 || after > during-60<<20 || more <= cycles {
 		t.Errorf("held %d, with 64 MiB more %d, then %d bytes; collections %d, then %d", before, during, after, cycles, more)
+	}
+}
+
+// The machine's memory bounds the heap, and who sets GOGC and GOMEMLIMIT is
+// heard.
+func TestSetMemory(t *testing.T) {
+	percent, limit := debug.SetGCPercent(100), debug.SetMemoryLimit(math.MaxInt64)
+	defer debug.SetGCPercent(percent)
+	defer debug.SetMemoryLimit(limit)
+	t.Setenv("GOGC", "100")
+	t.Setenv("GOMEMLIMIT", "off")
+	setMemory()
+	if p, l := debug.SetGCPercent(100), debug.SetMemoryLimit(-1); p != 100 || l != math.MaxInt64 {
+		t.Errorf("with the environment set: %d %%, %d bytes, want it left alone", p, l)
+	}
+	t.Setenv("GOGC", "")
+	t.Setenv("GOMEMLIMIT", "")
+	setMemory()
+	if p, l := debug.SetGCPercent(100), debug.SetMemoryLimit(-1); p != garbagePercent || l < 64<<20 || l > 1<<45 {
+		t.Errorf("got %d %%, %d bytes", p, l)
 	}
 }

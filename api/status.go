@@ -26,6 +26,7 @@ type statusJSON struct {
 	BytesIn     [3]uint64         `json:"bytes_in"`
 	BytesOut    [3]uint64         `json:"bytes_out"`
 	Dropped     map[string]uint64 `json:"dropped"` // by cause
+	Limited     map[string]uint64 `json:"limited"` // by limit
 
 	Queue   queueJSON   `json:"queue"`
 	Journal journalJSON `json:"journal"`
@@ -33,8 +34,10 @@ type statusJSON struct {
 }
 
 type listenerJSON struct {
-	Name    string `json:"name"`
-	Address string `json:"address"`
+	Name        string `json:"name"`
+	Protocol    string `json:"protocol"`
+	Address     string `json:"address"`
+	Connections int    `json:"connections"`
 }
 
 type queueJSON struct {
@@ -83,6 +86,7 @@ func (s *Server) status() statusJSON {
 		BytesIn:     st.BytesIn,
 		BytesOut:    st.BytesOut,
 		Dropped:     st.Dropped,
+		Limited:     st.Limited,
 
 		Queue: queueJSON{st.QueueMessages, st.QueueBytes},
 		Journal: journalJSON{
@@ -97,10 +101,13 @@ func (s *Server) status() statusJSON {
 		},
 	}
 	for _, l := range s.deps.Broker.Listeners() {
-		j.Listeners = append(j.Listeners, listenerJSON{l.Name, l.Addr.String()})
+		j.Listeners = append(j.Listeners, listenerJSON{l.Name, l.Protocol, l.Addr.String(), l.Connections})
 	}
 	if j.Dropped == nil {
 		j.Dropped = map[string]uint64{}
+	}
+	if j.Limited == nil {
+		j.Limited = map[string]uint64{}
 	}
 	if s.deps.Panel != nil {
 		state, leds := s.deps.Panel()

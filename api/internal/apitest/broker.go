@@ -79,7 +79,7 @@ func (b *Broker) Clients() []broker.ClientInfo {
 
 // Listeners is broker.Broker's.
 func (b *Broker) Listeners() []broker.ListenerInfo {
-	return []broker.ListenerInfo{{Name: "tcp", Addr: &net.TCPAddr{IP: net.IPv4(127, 0, 0, 1), Port: 1883}}}
+	return []broker.ListenerInfo{{Name: "tcp", Protocol: "mqtt", Connections: 2, Addr: &net.TCPAddr{IP: net.IPv4(127, 0, 0, 1), Port: 1883}}}
 }
 
 // Stats is broker.Broker's.

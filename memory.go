@@ -65,7 +65,6 @@ func giveBackMemory(ctx context.Context, held func() (bytes, collections uint64)
 		bytes, collections := held()
 		switch {
 		case collections != seen:
-			wait = memoryEvery
 		case bytes > least+memorySlack && waited >= wait:
 			free()
 			bytes, collections = held()

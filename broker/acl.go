@@ -68,10 +68,10 @@ func newACL(rows []storage.ACLRule) *acl {
 }
 
 // allows reports whether who may act on a topic name or, to subscribe, on a
-// topic filter. Clients never publish below "$": those topics are the
-// broker's own.
+// topic filter. Clients do not publish below "$", but for a bridge's state:
+// those topics are the broker's own.
 func (a *acl) allows(who principal, act action, topic string) bool {
-	if act == actionPublish && strings.HasPrefix(topic, "$") {
+	if act == actionPublish && strings.HasPrefix(topic, "$") && !bridgeState(topic) {
 		return false
 	}
 	for i := range a.rules {
@@ -79,7 +79,7 @@ func (a *acl) allows(who principal, act action, topic string) bool {
 		if r.actions&act == 0 ||
 			r.Username != "" && r.Username != who.username ||
 			r.ClientID != "" && r.ClientID != who.clientID ||
-			r.Address != "" && !r.net.Contains(who.address) {
+			r.Address != "" && !r.net.Contains(who.address.WithZone("")) { // a rule knows no interfaces
 			continue
 		}
 		filter, ok := expand(r.Filter, who)
@@ -88,6 +88,15 @@ func (a *acl) allows(who principal, act action, topic string) bool {
 		}
 	}
 	return true
+}
+
+// bridgeState reports whether topic is the one below "$" on which Mosquitto's
+// bridges say, also with their will, whether they are connected:
+// $SYS/broker/connection/NAME/state.
+func bridgeState(topic string) bool {
+	name, ok := strings.CutPrefix(topic, "$SYS/broker/connection/")
+	name, state := strings.CutSuffix(name, "/state")
+	return ok && state && name != "" && !strings.Contains(name, "/")
 }
 
 // expand replaces %u and %c in a rule's filter. A name that is empty, or that

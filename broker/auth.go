@@ -87,7 +87,15 @@ func (b *Broker) authenticate(c *conn, hasUser bool, password []byte) (byte, str
 	if b.logins.has(cred.Hash, password) {
 		return reasonSuccess, ""
 	}
-	b.hashing <- struct{}{} // one at a time: a storm of logins must not take the machine
+	timer := time.NewTimer(time.Until(c.deadline))
+	defer timer.Stop()
+	select {
+	case b.hashing <- struct{}{}: // one at a time: a storm of logins must not take the machine
+	case <-c.closing:
+		return reasonUnavailable, unchecked
+	case <-timer.C:
+		return reasonBusy, "too many logins wait to be checked"
+	}
 	ok, err := verifyPassword(cred.Hash, password)
 	<-b.hashing
 	if err != nil {

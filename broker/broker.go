@@ -233,9 +233,11 @@ func (b *Broker) serve(c *conn) {
 func (b *Broker) part(c *conn) {
 	c.settle()
 	c.release()
+	if !c.up { // it was never told that it is connected, so it has no will
+		c.leaving = leaving{clean: true}
+	}
 	b.mu.Lock()
 	delete(b.conns, c)
-	b.release(c.slot)
 	b.mu.Unlock()
 	close(c.gone)
 	if c.sess == nil {

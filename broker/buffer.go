@@ -14,13 +14,14 @@ type buffer struct {
 const (
 	smallBuffer = 1 << 10  // class 0
 	midBuffer   = 8 << 10  // class 1
-	bigBuffer   = 64 << 10 // class 2; each further class is four times as large
+	bigBuffer   = 64 << 10 // class 2; each further class is twice as large
 )
 
 // bigClass is the class of what is read into.
 const bigClass = 2
 
-var buffers [10]sync.Pool
+// The last class is of 512 MiB, more than the largest packet.
+var buffers [16]sync.Pool
 
 // bufferSize returns the size of the buffers of a class.
 func bufferSize(class int) int {
@@ -30,7 +31,7 @@ func bufferSize(class int) int {
 	case 1:
 		return midBuffer
 	}
-	return bigBuffer << (2 * (class - bigClass))
+	return bigBuffer << (class - bigClass)
 }
 
 // getBuffer returns a buffer of at least the given size, in a class not below

@@ -88,7 +88,7 @@ func (c Config) Validate() error {
 		within("window", c.Window, 1, 65535),
 		within("max_queue_messages", c.MaxQueueMessages, 1, 100000000),
 		within("max_queue_bytes", c.MaxQueueBytes, 1<<10, 1<<40),
-		within("max_output", c.MaxOutput, 64<<10, 1<<30),
+		within("max_output", c.MaxOutput, 64<<10, 128<<20),
 		within("max_sessions", c.MaxSessions, 1, 10000000),
 		within("max_retained", c.MaxRetained, 1<<10, 1<<40),
 		within("max_subscriptions_total", c.MaxAllSubs, 1, 100000000),

@@ -16,8 +16,9 @@ import (
 const (
 	highWater  = 64 << 10 // output that a queue is pumped into
 	lingerFor  = 2 * time.Second
-	maxAliases = 16   // Topic Alias Maximum that we announce, and the most that we use of a client's
-	maxTopics  = 1024 // topics whose routes a connection remembers
+	maxAliases = 16       // Topic Alias Maximum that we announce, and the most that we use of a client's
+	maxTopics  = 1024     // topics whose routes a connection remembers
+	maxRoutes  = 16 << 10 // and routes of these
 )
 
 var errClosed = errors.New("connection is closed")
@@ -56,6 +57,7 @@ type conn struct {
 	scratch   []byte
 	msg       storage.Message
 	topics    map[string]*topicState
+	routes    int                          // of topics
 	aliases   *[maxAliases + 1]*topicState // nil until the client uses one
 	gotHello  bool                         // CONNECT was handed to mochi
 	up        bool                         // CONNACK with success was written; changed with outMu held, for kick reads it
@@ -97,6 +99,7 @@ type conn struct {
 	starved   bool          // somebody asked for room and there was none
 	crowded   bool          // the reader waits for the writer
 	stopped   bool          // nothing more is accepted
+	parting   bool          // what was written last says why the connection ends
 	sent      chan struct{} // closed by the writer that ends; nil while nobody waits
 	maxPacket int           // client's Maximum Packet Size, 0: none
 	aliasMax  int           // Topic Aliases that may be used to the client
@@ -114,6 +117,9 @@ type topicState struct {
 	routes  *routes
 	allowed bool
 }
+
+// size is how many routes a topic counts for.
+func (t *topicState) size() int { return 1 + len(t.routes.direct) + len(t.routes.shared) }
 
 func newConn(b *Broker, s *slot, sock net.Conn) *conn {
 	c := &conn{
@@ -245,6 +251,21 @@ func (c *conn) say(packet []byte) {
 	c.put(packet)
 	c.outMu.Unlock()
 	c.flush()
+}
+
+// hungUp reports whether the client has closed the connection, as far as that
+// can be seen without reading.
+func (c *conn) hungUp() bool {
+	if c.raw == nil {
+		return false
+	}
+	gone := false
+	err := c.raw.Control(func(fd uintptr) {
+		var b [1]byte
+		n, _, err := syscall.Recvfrom(int(fd), b[:], syscall.MSG_PEEK|syscall.MSG_DONTWAIT)
+		gone = err == nil && n == 0 || err != nil && err != syscall.EAGAIN && err != syscall.EINTR
+	})
+	return gone || err != nil
 }
 
 // put appends a packet to the output, unless nothing more is accepted. outMu is
@@ -431,7 +452,9 @@ func (c *conn) publish(first byte, body []byte, size int) error {
 		st = c.aliases[f.alias]
 	}
 	if st.routes.gen != p.gen.Load() {
+		c.routes -= st.size()
 		st.routes = p.routesFor(st.topic)
+		c.routes += st.size()
 		st.allowed = p.acl.Load().allows(c.who, actionPublish, st.topic)
 	}
 	c.msgsIn[f.qos]++
@@ -440,7 +463,10 @@ func (c *conn) publish(first byte, body []byte, size int) error {
 	if f.qos > 0 && c.version == 5 && c.acks.unacknowledged() >= c.b.cfg.ReceiveMaximum {
 		return &wireError{reasonReceiveMaximum, "more unacknowledged PUBLISH packets than the Receive Maximum allows"} // [MQTT-3.3.4-9]
 	}
-	if !st.allowed {
+	// What was taken over once is not refused when it is sent again: the client
+	// would use the identifier for another message, which we took for this one.
+	again := f.qos == 2 && c.sess.received(f.packetID)
+	if !st.allowed && !again {
 		p.drop(dropACL)
 		reason := byte(0)
 		if c.version == 5 {
@@ -459,7 +485,7 @@ func (c *conn) publish(first byte, body []byte, size int) error {
 	if f.hasExpiry {
 		m.Expires = p.now() + int64(f.expiry)*1000
 	}
-	if m.Retain && p.fullFor(m) {
+	if m.Retain && !again && p.fullFor(m) {
 		p.limit(limitRetained)
 		switch {
 		case f.qos == 0: // delivered, but not retained
@@ -498,13 +524,15 @@ func (c *conn) topicState(name []byte) (*topicState, error) {
 	if c.topics == nil {
 		c.topics = make(map[string]*topicState)
 	}
-	if len(c.topics) >= maxTopics {
-		for old := range c.topics { // any one: the map's order is random
-			delete(c.topics, old)
+	for name, old := range c.topics { // any: the map's order is random
+		if len(c.topics) < maxTopics && c.routes < maxRoutes {
 			break
 		}
+		c.routes -= old.size()
+		delete(c.topics, name)
 	}
 	c.topics[topic] = st
+	c.routes += st.size()
 	return st, nil
 }
 
@@ -641,7 +669,7 @@ func (c *conn) makeRoom() {
 		return
 	}
 	class := bigClass
-	if !c.up { // a CONNECT is small
+	if !c.up || c.raw == nil { // a CONNECT is small, and who is not raw may wait for long with what it has
 		class = 0
 	}
 	next := getBuffer(class, c.w-c.r+1)
@@ -825,6 +853,7 @@ func (c *conn) kick(reason byte, text string) {
 			c.out = appendDisconnect(c.out[:before], reason, "")
 		}
 		c.otherOut++
+		c.parting = true
 	}
 	c.outMu.Unlock()
 	_ = c.Close()
@@ -1190,29 +1219,40 @@ func (c *conn) Close() error {
 		sent = make(chan struct{})
 		c.sent = sent
 	}
+	parting := c.parting
 	_ = c.sock.SetWriteDeadline(time.Now().Add(lingerFor)) // closing in any case
 	c.outMu.Unlock()
 	_ = c.sock.SetReadDeadline(past) // wakes the reader
-	if sent == nil && c.b.stopping.Load() {
+	switch {
+	case sent != nil || parting:
+		c.flush()
+		c.b.serving.Go(func() { c.linger(sent) }) // so that a stop waits for it
+	case c.b.stopping.Load():
 		c.b.serving.Go(func() {
 			<-c.gone // not before the last words are read
-			_ = c.sock.Close()
+			c.shut()
 		})
-		return nil
+	default:
+		c.shut()
 	}
-	if sent == nil {
-		return c.sock.Close()
-	}
-	c.flush()
-	c.b.serving.Go(func() { c.linger(sent) }) // so that a stop waits for it
 	return nil
+}
+
+// shut closes the socket, and gives the connection's place back.
+func (c *conn) shut() {
+	_ = c.sock.Close()
+	c.b.mu.Lock()
+	c.b.release(c.slot)
+	c.b.mu.Unlock()
 }
 
 // linger lets the last packets arrive: it waits until they are written, says
 // that nothing more comes, and reads what the client still sends, for a reset
 // would take the DISCONNECT away from it. Both waits are bounded by deadlines.
 func (c *conn) linger(sent <-chan struct{}) {
-	<-sent
+	if sent != nil { // else it is written
+		<-sent
+	}
 	<-c.gone // the reader is away, so the socket is ours
 	if half, ok := c.sock.(interface{ CloseWrite() error }); ok && half.CloseWrite() == nil {
 		_ = c.sock.SetReadDeadline(time.Now().Add(lingerFor))
@@ -1223,5 +1263,5 @@ func (c *conn) linger(sent <-chan struct{}) {
 			}
 		}
 	}
-	_ = c.sock.Close()
+	c.shut()
 }

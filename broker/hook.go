@@ -75,6 +75,9 @@ func (c *conn) refuse(reason byte, text, clientID string) error {
 	} else if code := connackV3(reason); code != 0 {
 		c.say(appendConnack(nil, 3, false, code, nil))
 	}
+	c.outMu.Lock()
+	c.parting = true
+	c.outMu.Unlock()
 	_ = c.Close()
 	return errRefused
 }
@@ -158,14 +161,17 @@ func (h *hook) OnConnect(cl *mqtt.Client, _ packets.Packet) error {
 		c.who.address = netip.IPv6Loopback()
 	}
 	reason, text := h.b.authenticate(c, hello.hasUsername, hello.password)
+	if c.hungUp() { // it may have waited long, and be connected anew by now
+		return errClosed
+	}
 	hello.password = nil
 	switch {
 	case reason != reasonSuccess:
 	case hello.will != nil && !h.b.plane.acl.Load().allows(c.who, actionPublish, hello.will.Topic):
 		reason, text = reasonNotAuthorized, "an access rule denies the will topic" // after a restart nobody could ask any more
-	case hello.will != nil && h.b.plane.retained.cost.Load()+h.b.plane.willBytes.Load()+int64(hello.will.Size()) > int64(h.b.cfg.MaxRetained):
+	case hello.will != nil && !h.b.plane.willRoom(hello.clientID, hello.will):
 		h.b.plane.limit(limitRetained)
-		reason, text = reasonQuota, "there are as many wills and retained messages as may be"
+		reason, text = reasonQuota, "there are as many wills as may be"
 	case hello.expiry > 0 && !h.b.plane.mayOpen(hello.clientID):
 		h.b.plane.limit(limitSessions)
 		reason, text = reasonQuota, "there are as many persistent sessions as may be"

@@ -84,6 +84,7 @@ func fileLimit() int {
 type slot struct {
 	ln      *listener
 	raw     net.Conn  // the socket itself, below PROXY, TLS and WebSocket
+	conn    *conn     // nil until it is ready
 	since   time.Time // when it was accepted
 	ready   bool      // the handshakes are over, and there is a conn
 	holds   bool      // it counts as a connection of its listener and in all
@@ -250,6 +251,9 @@ func (b *Broker) evict(of *listener, age time.Duration) bool {
 	b.plane.limit(limitEvicted)
 	b.letGo(oldest)
 	_ = oldest.raw.Close() // whoever reads from it gives up
+	if c := oldest.conn; c != nil {
+		b.serving.Go(func() { _ = c.Close() }) // who waits for something else too; not with mu held
+	}
 	return true
 }
 
@@ -264,7 +268,7 @@ func (b *Broker) accepted(s *slot) {
 	}
 }
 
-// release gives the connection's place back, at its end.
+// release gives the connection's place back, at its end. mu is held.
 func (b *Broker) release(s *slot) {
 	b.letGo(s)
 	if s.refusal != 0 {

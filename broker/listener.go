@@ -386,7 +386,7 @@ func (b *Broker) enter(s *slot, c *conn) bool {
 		return false
 	}
 	c.refusal = s.refusal
-	s.ready = true
+	s.ready, s.conn = true, c
 	b.conns[c] = struct{}{}
 	return true
 }

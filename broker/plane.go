@@ -44,6 +44,8 @@ type plane struct {
 	// willBytes is the size of all wills; changed with sessMu held.
 	willBytes atomic.Int64
 
+	purged time.Time // when expired retained messages were last removed; sweep's
+
 	acl      atomic.Pointer[acl]
 	stopping atomic.Bool
 
@@ -163,7 +165,7 @@ func (p *plane) restore() error {
 				if s == nil || !progress[c.Session].wants(c.Seq) {
 					continue
 				}
-				e := &entry{s: s, msg: m, seg: segs[i], seq: c.Seq, ids: c.Identifiers, qos: c.QoS, retain: c.Retain, shared: c.Shared, durable: true}
+				e := &entry{s: s, msg: m, seg: segs[i], seq: c.Seq, ids: c.Identifiers, qos: c.QoS, retain: c.Retain, share: p.shareKey(c.Share), durable: true}
 				if progress[c.Session].released[c.Seq] {
 					e.state, e.tried = released, true
 				}
@@ -376,6 +378,58 @@ func (p *plane) settles(clientID string) storage.Waiter {
 	})
 }
 
+// purgeEvery is how often retained messages that have expired are removed: each
+// time all are looked at.
+const purgeEvery = time.Minute
+
+// purgeRetained removes retained messages that have expired. They are delivered
+// to nobody [MQTT-3.3.2-5], but take room.
+func (p *plane) purgeRetained() {
+	now := p.now()
+	var gone []string
+	p.mu.RLock()
+	p.retained.match("#", func(topic string, m *storage.Message) bool {
+		if m.Expired(now) {
+			gone = append(gone, topic)
+		}
+		return true
+	})
+	p.mu.RUnlock()
+	for _, topic := range gone {
+		p.mu.Lock()
+		m, _ := p.retained.get(topic)
+		expired := m != nil && m.Expired(now)
+		if expired {
+			p.retained.delete(topic)
+		}
+		p.mu.Unlock()
+		if expired {
+			p.journal.MarkRetained(topic)
+		}
+	}
+}
+
+// shareKey returns the key of a share group, the group's own where there is
+// one: many deliveries have it.
+func (p *plane) shareKey(key string) string {
+	if g := p.groups[key]; g != nil {
+		return g.key
+	}
+	return key
+}
+
+// willRoom reports whether a client's new will has room. The one that it takes
+// the place of makes some.
+func (p *plane) willRoom(clientID string, m *storage.Message) bool {
+	p.sessMu.Lock()
+	defer p.sessMu.Unlock()
+	size := int64(m.Size())
+	if old := p.wills[clientID]; old != nil {
+		size -= int64(old.msg.Size())
+	}
+	return size <= 0 || p.willBytes.Load()+size <= int64(p.cfg.MaxRetained)
+}
+
 // mayOpen reports whether there is a persistent session for a client, or room
 // for one.
 func (p *plane) mayOpen(clientID string) bool {
@@ -452,14 +506,10 @@ func (p *plane) end(s *session, b *batch) {
 	}
 	delete(p.byID, s.id)
 	p.sessMu.Unlock()
-	var groups []*shareGroup
 	p.mu.Lock()
 	if len(s.subs) > 0 {
 		for _, sub := range s.subs {
 			p.removeSubscription(sub)
-			if sub.group != nil {
-				groups = append(groups, sub.group)
-			}
 		}
 		clear(s.subs)
 		p.gen.Add(1)
@@ -469,7 +519,7 @@ func (p *plane) end(s *session, b *batch) {
 	orphans := s.end(b)
 	s.mu.Unlock()
 	for _, o := range orphans { // ahead of the session's row, so that a cut loses none
-		p.adopt(o, groups, b)
+		p.adopt(o, b)
 	}
 	if s.id != 0 {
 		id := s.id
@@ -480,6 +530,10 @@ func (p *plane) end(s *session, b *batch) {
 // sweep ends sessions whose expiry interval has passed and sends wills that
 // are due. It is called about once a second.
 func (p *plane) sweep(now time.Time, b *batch) {
+	if now.Sub(p.purged) >= purgeEvery {
+		p.purged = now
+		p.purgeRetained()
+	}
 	p.sessMu.Lock()
 	var expired []*session
 	for _, s := range p.sessions {
@@ -497,6 +551,7 @@ func (p *plane) sweep(now time.Time, b *batch) {
 	}
 	p.sessMu.Unlock()
 	for id, w := range due {
+		b.flush() // who is in the middle of a takeover is waited for; others' output is not to wait too
 		unlock := p.lockID(id)
 		if !p.connected(id) {
 			p.fireWill(id, w, b)
@@ -504,6 +559,7 @@ func (p *plane) sweep(now time.Time, b *batch) {
 		unlock()
 	}
 	for _, s := range expired {
+		b.flush()
 		unlock := p.lockID(s.clientID)
 		s.mu.Lock()
 		still := s.expired(now) && !s.ended // the client may have been here meanwhile

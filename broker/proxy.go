@@ -75,7 +75,7 @@ func (l *listener) readProxy(raw net.Conn) (net.Conn, netip.Addr, error) {
 		return nil, netip.Addr{}, fmt.Errorf("PROXY: %w", err)
 	case own:
 		return raw, netip.Addr{}, nil
-	case !client.IsValid():
+	case !client.IsValid(), client.Addr().IsLoopback() && !local(raw): // the proxy's loopback is not ours
 		return &proxied{raw, unknownAddr{}}, netip.Addr{}, nil
 	}
 	return &proxied{raw, net.TCPAddrFromAddrPort(client)}, client.Addr(), nil
@@ -171,4 +171,15 @@ func parseProxyV2(r io.Reader) (client netip.AddrPort, own bool, err error) {
 	}
 	addr, _ := netip.AddrFromSlice(body[:size])
 	return netip.AddrPortFrom(addr.Unmap(), binary.BigEndian.Uint16(body[2*size:])), false, nil
+}
+
+// local reports whether a connection comes from this machine.
+func local(c net.Conn) bool {
+	switch a := c.RemoteAddr().(type) {
+	case *net.TCPAddr:
+		return a.IP.IsLoopback()
+	case *net.UnixAddr:
+		return true
+	}
+	return false
 }

@@ -13,12 +13,12 @@ import (
 // subscriptions of a session are one route: it gets one copy, at their highest
 // QoS and with all their identifiers (3.3.4).
 type route struct {
-	s      *session
-	qos    byte // highest QoS of the subscriptions
-	keep   bool // Retain As Published
-	shared bool // by a shared subscription
-	ids    []uint32
-	local  []*subscription // all of them, where any has No Local; else nil
+	s     *session
+	qos   byte   // highest QoS of the subscriptions
+	keep  bool   // Retain As Published
+	share string // key of the share group, where it is by one
+	ids   []uint32
+	local []*subscription // all of them, where any has No Local; else nil
 }
 
 // routes is what a topic's messages meet. It is immutable, and valid as long
@@ -243,7 +243,7 @@ func (p *plane) deliverShared(g *shareGroup, m *storage.Message, kept bool, b *b
 		if sub == nil {
 			return m, kept, false
 		}
-		d := route{s: sub.session, shared: true}
+		d := route{s: sub.session, share: g.key}
 		d.merge(sub)
 		ok := false
 		if m, kept, ok = p.deliver(&d, m, kept, b, r); ok {
@@ -255,16 +255,16 @@ func (p *plane) deliverShared(g *shareGroup, m *storage.Message, kept bool, b *b
 	}
 }
 
-// adopt gives a message of a session that has ended to another member of one
-// of the share groups that the session was in.
-func (p *plane) adopt(o orphan, groups []*shareGroup, b *batch) {
+// adopt gives a message of a session that has ended to another member of its
+// share group.
+func (p *plane) adopt(o orphan, b *batch) {
 	r := receipt{t: o.ticket}
 	given := false
-	for _, g := range groups {
-		if covers(g.sub.topic, o.msg.Topic) {
-			_, _, given = p.deliverShared(g, o.msg, true, b, &r)
-			break
-		}
+	p.mu.RLock()
+	g := p.groups[o.share]
+	p.mu.RUnlock()
+	if g != nil {
+		_, _, given = p.deliverShared(g, o.msg, true, b, &r)
 	}
 	if !given {
 		p.drop(dropSessionEnded)
@@ -274,6 +274,9 @@ func (p *plane) adopt(o orphan, groups []*shareGroup, b *batch) {
 	}
 	if o.ticket != nil {
 		o.ticket.release(b) // what it owed to the session that has ended
+	}
+	if o.seg != nil {
+		o.seg.Release() // the new claim comes before this in the journal
 	}
 }
 
@@ -316,7 +319,7 @@ func (p *plane) deliver(d *route, m *storage.Message, kept bool, b *batch, r *re
 		m, kept = clone(m), true
 	}
 	e := s.enqueue(m, qos, retain, d.ids, b)
-	e.shared = d.shared
+	e.share = d.share
 	if s.id != 0 {
 		if t := r.ticket(); t != nil {
 			t.owe()
@@ -366,12 +369,14 @@ func (p *plane) retain(m *storage.Message, r *receipt) *routes {
 }
 
 // fullFor reports whether the retained store has no room for a message. One
-// that takes the place of another is always taken.
+// that takes the place of another that is no smaller is always taken.
 func (p *plane) fullFor(m *storage.Message) bool {
-	if len(m.Payload) == 0 || p.retained.cost.Load()+p.willBytes.Load()+retainedCost(m.Topic, m.Size()) <= int64(p.cfg.MaxRetained) {
+	room := int64(p.cfg.MaxRetained) - p.retained.cost.Load()
+	if len(m.Payload) == 0 || retainedCost(m.Topic, m.Size()) <= room {
 		return false
 	}
-	return p.Retained(m.Topic) == nil
+	old := p.Retained(m.Topic)
+	return old == nil || int64(m.Size()-old.Size()) > max(0, room)
 }
 
 // Causes of deliveries not made.
@@ -414,6 +419,15 @@ type shareGroup struct {
 	mu      sync.Mutex
 	members []*subscription
 	turn    int
+}
+
+// replace puts a member in the place of another.
+func (g *shareGroup) replace(old, sub *subscription) {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	if i := slices.Index(g.members, old); i >= 0 {
+		g.members[i] = sub
+	}
 }
 
 // remove takes a member out. It reports whether the group is empty now.

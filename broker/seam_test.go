@@ -310,7 +310,9 @@ func TestEveryEndingLeavesNothing(t *testing.T) {
 			},
 			"nonsense": func() { c := s.dial(); c.send([]byte("GET / HTTP/1.1\r\n\r\n")); end(c) },
 		} {
+			before := s.b.plane.sockets.Load()
 			try()
+			eventually(t, "the connection is accepted", func() bool { return s.b.plane.sockets.Load() > before })
 			s.quiet()
 			if got := s.b.Stats(); got.Connections != 0 || got.Sessions != 0 || got.Subscriptions != 0 {
 				t.Errorf("v%d, after %s: got %d connections, %d sessions, %d subscriptions, want none", version, name, got.Connections, got.Sessions, got.Subscriptions)

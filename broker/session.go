@@ -55,7 +55,7 @@ type entry struct {
 	state   entryState
 	qos     byte
 	retain  bool
-	shared  bool // came by a shared subscription
+	share   string // key of the share group that it came by; empty: none
 	durable bool
 	tried   bool // was sent once, on this connection or an earlier one: the next PUBLISH has DUP
 }
@@ -450,7 +450,7 @@ func (e *entry) Record() (storage.ClaimRecord, bool) {
 	if e.state == finished || e.s.ended {
 		return storage.ClaimRecord{}, false
 	}
-	return storage.ClaimRecord{Session: e.s.id, Seq: e.seq, QoS: e.qos, Retain: e.retain, Shared: e.shared, Identifiers: e.ids}, true
+	return storage.ClaimRecord{Session: e.s.id, Seq: e.seq, QoS: e.qos, Retain: e.retain, Share: e.share, Identifiers: e.ids}, true
 }
 
 // Stored implements storage.Claim.
@@ -520,6 +520,13 @@ func (s *session) progressStored(b *batch) {
 		s.stale.dropped, s.stale.upTo = never, 0
 	}
 	s.pump(b)
+}
+
+// received reports whether a QoS 2 identifier of the client is in use.
+func (s *session) received(id uint16) bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.inbound[id] != nil
 }
 
 // receive handles the identifier of a QoS 2 PUBLISH. It returns the state to
@@ -659,7 +666,9 @@ func (s *session) detach(o owner) bool {
 // has ended, and that another member of the group shall have.
 type orphan struct {
 	msg    *storage.Message
-	ticket *ticket // owed to the publisher while it is not safe; nil after
+	share  string           // key of the group
+	ticket *ticket          // owed to the publisher while it is not safe; nil after
+	seg    *storage.Segment // has it, until the new member's claim is in the journal; nil if none has
 }
 
 // end finishes everything that the session still has, and returns what others
@@ -671,9 +680,9 @@ func (s *session) end(b *batch) (orphans []orphan) {
 		e := s.queue.at(0)
 		switch {
 		case e.qos == 0 || e.state == finished:
-		case e.shared && (e.qos == 1 || !e.tried):
-			orphans = append(orphans, orphan{e.msg, e.ticket})
-			e.ticket = nil
+		case e.share != "" && (e.qos == 1 || !e.tried):
+			orphans = append(orphans, orphan{e.msg, e.share, e.ticket, e.seg})
+			e.ticket, e.seg = nil, nil
 		default:
 			s.plane.drop(dropSessionEnded)
 		}

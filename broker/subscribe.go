@@ -24,6 +24,14 @@ func (s *subscription) noLocal() bool { return s.options&4 != 0 }
 // same filter [MQTT-3.8.4-3], and returns that. p.mu is held.
 func (p *plane) addSubscription(s *session, filter string, options byte, identifier uint32) (old *subscription) {
 	old = s.subs[filter]
+	if old != nil && old.group != nil {
+		// In its place in the group: a publisher may be about to look for it
+		// there [MQTT-3.8.4-4].
+		sub := &subscription{session: s, group: old.group, filter: filter, topic: old.topic, options: options, identifier: identifier}
+		s.subs[filter] = sub
+		old.group.replace(old, sub)
+		return old
+	}
 	if old != nil {
 		p.removeSubscription(old)
 	}
@@ -107,6 +115,9 @@ func (p *plane) subscribe(s *session, acks *ackQueue, id uint16, identifier uint
 func (p *plane) addSubscriptions(s *session, identifier uint32, filters []filterRequest, b *batch) (codes []byte, rows []storage.Subscription, pubs []*storage.Publication) {
 	codes = make([]byte, len(filters))
 	var found []retainedMatch
+	s.mu.Lock()
+	most := p.cfg.MaxQueueMessages - s.live + maxMisses // what is beyond does not fit into the queue
+	s.mu.Unlock()
 	sent := make(map[string]bool) // filters whose retained messages are found: once is enough
 	p.mu.Lock()
 	unlock := sync.OnceFunc(p.mu.Unlock)
@@ -126,11 +137,11 @@ func (p *plane) addSubscriptions(s *session, identifier uint32, filters []filter
 		rows = append(rows, storage.Subscription{Session: s.id, Filter: f.filter, Options: f.options, Identifier: identifier})
 		handling := f.options >> 4 & 3
 		sub := s.subs[f.filter]
-		if sub.group == nil && !sent[f.filter] && (handling == 0 || handling == 1 && old == nil) { // [MQTT-3.3.1-9] to [MQTT-3.3.1-11]
+		if sub.group == nil && !sent[f.filter] && len(found) < most && (handling == 0 || handling == 1 && old == nil) { // [MQTT-3.3.1-9] to [MQTT-3.3.1-11]
 			sent[f.filter] = true
 			p.retained.match(sub.topic, func(_ string, m *storage.Message) bool {
 				found = append(found, retainedMatch{m, sub})
-				return true
+				return len(found) < most
 			})
 		}
 	}
@@ -149,14 +160,11 @@ type retainedMatch struct {
 	sub *subscription
 }
 
-// filterWeight is how many subscriptions a filter counts for: each level of one
-// with wildcards may be visited for any message, and a share group is looked
-// at for each.
+// filterWeight is how many subscriptions a filter counts for: one for every 512
+// bytes that it takes in memory, levels included, which one with wildcards may
+// have visited for any message. A share group is looked at for each message.
 func filterWeight(filter string) int {
-	weight := 1
-	if hasWildcard(filter) {
-		weight += strings.Count(filter, "/") / 8
-	}
+	weight := 1 + (len(filter)+levelCost*strings.Count(filter, "/"))/512
 	if strings.HasPrefix(filter, "$share/") {
 		weight += 3
 	}

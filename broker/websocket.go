@@ -223,7 +223,7 @@ func (w *wsConn) Read(p []byte) (int, error) {
 		var wrong *closeError
 		if errors.As(w.ended, &wrong) {
 			w.sayGoodbye(wrong.code)
-			w.ln.b.log.Info("client disconnected for an error", "listener", w.ln.name, "address", w.RemoteAddr().String(), "err", wrong)
+			w.ln.b.notice("client disconnected for an error", "listener", w.ln.name, "address", w.RemoteAddr().String(), "err", wrong)
 		}
 		if n > 0 {
 			return n, nil
@@ -421,7 +421,7 @@ func (w *wsConn) write(p []byte) (int, error) {
 		w.pending = frameHeader(w.pending, opBinary, len(p))
 		w.owed = len(p)
 	}
-	piece := p[:min(len(p), w.owed)]
+	piece := p[:min(len(p), w.owed, writePiece)]
 	buf := frameBufs.Get().(*[]byte)
 	defer frameBufs.Put(buf)
 	*buf = append(append((*buf)[:0], w.pending...), piece...)

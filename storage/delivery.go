@@ -75,9 +75,9 @@ type Image struct {
 type ClaimRecord struct {
 	Session     SessionID
 	Seq         uint64
-	QoS         byte // of the delivery, 1 or 2
-	Retain      bool // RETAIN flag of the delivery
-	Shared      bool // came by a shared subscription
+	QoS         byte   // of the delivery, 1 or 2
+	Retain      bool   // RETAIN flag of the delivery
+	Share       string // the share group that it came by, as the broker names it; empty: none
 	Identifiers []uint32
 }
 
@@ -92,12 +92,16 @@ func appendClaim(buf []byte, c ClaimRecord) []byte {
 	if c.Retain {
 		flags |= packedRetain
 	}
-	if c.Shared {
+	if c.Share != "" {
 		flags |= packedShared
 	}
 	buf = append(buf, flags)
 	buf = binary.AppendUvarint(buf, uint64(c.Session))
 	buf = binary.AppendUvarint(buf, c.Seq)
+	if c.Share != "" {
+		buf = binary.AppendUvarint(buf, uint64(len(c.Share)))
+		buf = append(buf, c.Share...)
+	}
 	buf = binary.AppendUvarint(buf, uint64(len(c.Identifiers)))
 	for _, id := range c.Identifiers {
 		buf = binary.AppendUvarint(buf, uint64(id))
@@ -107,9 +111,12 @@ func appendClaim(buf []byte, c ClaimRecord) []byte {
 
 func (u *unpacker) claim() ClaimRecord {
 	flags := u.byte()
-	c := ClaimRecord{QoS: flags & packedQoS, Retain: flags&packedRetain != 0, Shared: flags&packedShared != 0}
+	c := ClaimRecord{QoS: flags & packedQoS, Retain: flags&packedRetain != 0}
 	c.Session = SessionID(u.uvarint())
 	c.Seq = u.uvarint()
+	if flags&packedShared != 0 {
+		c.Share = string(u.bytes())
+	}
 	for range u.count() {
 		c.Identifiers = append(c.Identifiers, uint32(u.uvarint()))
 	}

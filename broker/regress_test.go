@@ -1,0 +1,578 @@
+package broker
+
+import (
+	"context"
+	"fmt"
+	"io"
+	"log/slog"
+	"net"
+	"net/netip"
+	"runtime"
+	"slices"
+	"strings"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"penstock/internal/units"
+	"penstock/storage"
+)
+
+// cutter is a member of a share group at whose first delivery the journal
+// commits, as its goroutine may at any moment.
+type cutter struct {
+	party
+	done bool
+}
+
+func (l *cutter) sendPublish(m *storage.Message, qos byte, dup, retain bool, id uint16, ids []uint32, b *batch) outcome {
+	if !l.done {
+		l.done = true
+		l.r.commit()
+	}
+	return l.party.sendPublish(m, qos, dup, retain, id, ids, b)
+}
+
+// A commit while a session's shared messages are handed over deletes their
+// segments before the new claims are in the journal; a cut then loses them.
+func TestAdoptedSurvivesCut(t *testing.T) {
+	r := newRig(t)
+	pub := r.connect("pub", 1000)
+	a := r.connect("a", 1000)
+	a.subscribe(1, "$share/g/t")
+	r.commit()
+	for i := range 100 {
+		pub.publish(storage.Message{Topic: "t", Payload: fmt.Appendf(nil, "m%d", i), QoS: 1}, uint16(1+i))
+	}
+	r.commit() // stored: PUBACKs leave
+	acked := len(pub.answers)
+	b := &cutter{party: party{r: r}}
+	b.s, _, _ = r.p.open(b, opening{clientID: "b", version: 4, expiry: 1000, window: 1000}, &r.b)
+	r.commit()
+	b.acks.link = b
+	b.s.attach(b, &b.acks, &r.b)
+	b.subscribe(1, "$share/g/t")
+	r.commit()
+	r.p.leave(a.s, a, leaving{}, &r.b)
+	r.commit()
+	r.p.end(a.s, &r.b)
+	r.boot() // power cut
+	n := 0
+	for _, s := range r.p.sessions {
+		n += s.waiting()
+	}
+	if acked != 100 || n != 100 {
+		t.Errorf("%d acknowledged, %d deliveries after the cut, want 100", acked, n)
+	}
+}
+
+// A session in two share groups with the same filter: what it leaves goes
+// twice to one group, and never to the other.
+func TestOrphansKeepTheirGroup(t *testing.T) {
+	for range 20 {
+		r := newRig(t)
+		pub := r.connect("pub", 1000)
+		a := r.connect("a", 1000)
+		a.subscribe(1, "$share/g1/t", "$share/g2/t")
+		m1, m2 := r.connect("m1", 1000), r.connect("m2", 1000)
+		pub.publish(storage.Message{Topic: "t", Payload: []byte("x"), QoS: 2}, 1)
+		r.commit()
+		m1.subscribe(2, "$share/g1/t")
+		m2.subscribe(2, "$share/g2/t")
+		r.commit()
+		r.p.leave(a.s, a, leaving{}, &r.b)
+		r.p.end(a.s, &r.b)
+		r.commit()
+		if len(m1.deliveries) != 1 || len(m2.deliveries) != 1 {
+			t.Fatalf("g1 got %d, g2 got %d, want one each", len(m1.deliveries), len(m2.deliveries))
+		}
+	}
+}
+
+// A sole member of a share group subscribes again while a publisher is
+// between looking the routes up and delivering [MQTT-3.8.4-4].
+func TestResubscribeLosesNothing(t *testing.T) {
+	r := newRig(t)
+	pub := r.connect("pub", 10)
+	a := r.connect("a", 10)
+	a.subscribe(1, "$share/g/t")
+	r.commit()
+	rt := r.p.routesFor("t") // conn.publish has done this
+	a.subscribe(1, "$share/g/t")
+	r.p.accept(pub.s, &pub.acks, rt, &storage.Message{Topic: "t", Payload: []byte("x"), QoS: 1}, 1, &r.b)
+	r.commit()
+	if slices.Contains(pub.answers, "4:1") && len(a.deliveries) == 0 {
+		t.Error("acknowledged, and the group's only member, subscribed all the time, never gets it")
+	}
+}
+
+// A will that replaces the client's own counts twice, so that a client is
+// locked out by its own will.
+func TestWillDoesNotLockItselfOut(t *testing.T) {
+	s := start(t, t.TempDir(), func(c *Config, _ *storage.Config) { c.MaxRetained = 1 << 10 })
+	o := connectOptions{id: "c", version: 5, expiry: 1000, will: &storage.Message{Topic: "w", Payload: make([]byte, 600)}}
+	s.connect(o)
+	c := s.dial() // the network broke, the client comes back
+	if code := c.hello(o); code != 0 {
+		t.Errorf("takeover with the same will: refused with %#x", code)
+	}
+}
+
+// The same after a power cut.
+func TestWillDoesNotLockOutAfterCut(t *testing.T) {
+	small := func(c *Config, _ *storage.Config) { c.MaxRetained = 1 << 10 }
+	s := start(t, t.TempDir(), small)
+	o := connectOptions{id: "c", version: 5, expiry: 1000, will: &storage.Message{Topic: "w", Payload: make([]byte, 600)}}
+	s.connect(o)
+	s.stop()
+	n := start(t, s.dir, small)
+	if code := n.dial().hello(o); code != 0 {
+		t.Errorf("after a restart: refused with %#x", code)
+	}
+}
+
+// Retained messages to the bound keep out everybody with a will.
+func TestFullRetainedStoreServes(t *testing.T) {
+	s := start(t, t.TempDir(), func(c *Config, _ *storage.Config) { c.MaxRetained = 4 << 10 })
+	c, _ := s.connect(connectOptions{id: "vandal", clean: true})
+	for i := range 40 {
+		c.publish(fmt.Sprintf("r/%d", i), "x", 0, true)
+	}
+	c.ping()
+	if code := s.dial().hello(connectOptions{id: "device", version: 5, clean: true, will: &storage.Message{Topic: "status/device", Payload: []byte("offline: the link was lost")}}); code != 0 {
+		t.Errorf("a device with a will: refused with %#x", code)
+	}
+}
+
+// A larger retained message in place of a small one passes every bound.
+func TestRetainedReplacementIsBounded(t *testing.T) {
+	s := start(t, t.TempDir(), func(c *Config, _ *storage.Config) { c.MaxRetained = 64 << 10 })
+	c, _ := s.connect(connectOptions{id: "c", version: 5, clean: true})
+	for i := range 50 {
+		c.publish(fmt.Sprintf("r/%d", i), "x", 0, true)
+	}
+	big := strings.Repeat("x", 200<<10)
+	for i := range 50 {
+		c.publish(fmt.Sprintf("r/%d", i), big, 0, true)
+	}
+	c.ping()
+	if got := s.b.Stats().RetainedBytes; got > 64<<10 {
+		t.Errorf("%d bytes retained, the bound is %d", got, 64<<10)
+	}
+}
+
+// What one SUBSCRIBE finds is gathered without a bound, p.mu held.
+func TestSubscribeIsBounded(t *testing.T) {
+	r := newRig(t, func(c *Config) { c.MaxQueueMessages = 100 })
+	const levels, topics = 10, 1000
+	prefix := strings.Repeat("a/", levels)
+	for i := range topics {
+		r.p.publish(nil, &storage.Message{Topic: prefix + fmt.Sprint(i), Payload: []byte("r"), Retain: true}, &r.b, nil)
+	}
+	var filters []string
+	for mask := range 1 << levels {
+		f := ""
+		for i := range levels {
+			f += string("a+"[mask>>i&1]) + "/"
+		}
+		filters = append(filters, f+"+")
+	}
+	c := r.connect("c", 1)
+	var before, after runtime.MemStats
+	runtime.ReadMemStats(&before)
+	began := time.Now()
+	c.subscribe(0, filters...)
+	took := time.Since(began)
+	runtime.ReadMemStats(&after)
+	mib := (after.TotalAlloc - before.TotalAlloc) >> 20
+	if mib > 8 {
+		t.Errorf("one SUBSCRIBE of %d bytes over %d retained messages (queue bound %d): %d MiB allocated, %v", len(filters)*(2*levels+4), topics, r.cfg.MaxQueueMessages, mib, took)
+	}
+}
+
+// A QoS 2 PUBLISH that is sent again is refused though its first copy was
+// taken over; the identifier stays in use, and the next message with it is
+// taken for a repetition: acknowledged and lost.
+func TestRefusedRepetitionFreesTheIdentifier(t *testing.T) {
+	s := start(t, t.TempDir(), func(c *Config, _ *storage.Config) { c.MaxRetained = 1 << 10 })
+	sub, _ := s.connect(connectOptions{id: "sub", clean: true})
+	sub.subscribe(2, "t/#")
+	c, _ := s.connect(connectOptions{id: "c", version: 5, expiry: 1000})
+	c.send(c.publishPacket("t/r", "one", 2, 1, 7)) // retain
+	c.expect(typePubrec)
+	sub.take()
+	c.c.Close() // say the PUBREC did not arrive
+	// Meanwhile somebody removes the retained message and fills the store.
+	o, _ := s.connect(connectOptions{id: "o", clean: true})
+	o.publish("t/r", "", 1, true)
+	sub.take()
+	for i := range 20 {
+		o.publish(fmt.Sprintf("fill/%d", i), "x", 0, true)
+	}
+	o.ping()
+	c, present := s.connect(connectOptions{id: "c", version: 5, expiry: 1000})
+	if !present {
+		t.Fatal("no session")
+	}
+	c.send(c.publishPacket("t/r", "one", 2, 1|8, 7)) // DUP
+	_, body := c.expect(typePubrec)
+	if len(body) < 3 || body[2] < 0x80 {
+		return // taken: it is answered as the first one was
+	}
+	// Refused: the identifier is free for the client [MQTT-4.3.3-4].
+	c.send(c.publishPacket("t/new", "two", 2, 0, 7))
+	_, body = c.expect(typePubrec)
+	if len(body) > 2 && body[2] >= 0x80 {
+		t.Fatalf("refused too: % x", body)
+	}
+	c.send(packet(typePubrel<<4|2, u16(7)))
+	c.expect(typePubcomp)
+	_ = sub.c.SetReadDeadline(time.Now().Add(time.Second))
+	for {
+		first, body, err := sub.tryRead()
+		if err != nil {
+			t.Fatal("the new message was acknowledged (PUBREC, PUBCOMP) and never delivered")
+		}
+		if first>>4 == typePublish && strings.Contains(string(body), "two") {
+			return
+		}
+	}
+}
+
+// Connections that wait for a password to be checked are evicted, but what
+// they hold is not given back: slots count 10, goroutines grow without bound.
+func TestWaitingLoginsAreBounded(t *testing.T) {
+	s := start(t, t.TempDir(), func(c *Config, _ *storage.Config) { c.MaxConnections = 10 })
+	hash, err := HashPassword("right")
+	if err == nil {
+		err = s.db.PutCredential(context.Background(), storage.Credential{Username: "u", Hash: hash}, true)
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+	s.b.hashing <- struct{}{} // a Pi Zero does 16 a second
+	defer func() { <-s.b.hashing }()
+	for range 6 {
+		for range 10 {
+			c := s.dial()
+			c.version = 4
+			c.send(connectPacket(connectOptions{id: "x", version: 4, clean: true, user: "u", password: "wrong"}))
+		}
+		eventually(t, "the oldest may give way", func() bool {
+			s.b.mu.Lock()
+			defer s.b.mu.Unlock()
+			e := s.b.listeners[0].waiting.Front()
+			return e != nil && time.Since(e.Value.(*slot).since) >= evictAfter
+		})
+	}
+	buf := make([]byte, 4<<20)
+	n := strings.Count(string(buf[:runtime.Stack(buf, true)]), ").authenticate(")
+	if n > 20 {
+		t.Errorf("%d connections wait to be checked, 10 may be open", n)
+	}
+}
+
+// A connection that lingers counts nowhere.
+func TestLingeringCounts(t *testing.T) {
+	s := start(t, t.TempDir(), func(c *Config, _ *storage.Config) { c.MaxConnections = 10 })
+	for i := range 200 {
+		c := s.dial()
+		c.version = 5
+		connect := connectPacket(connectOptions{id: fmt.Sprint(i), version: 5, clean: true})
+		c.send(append(connect, connect...)) // a second CONNECT
+		for {                               // and the client does not close
+			if _, _, err := c.tryRead(); err != nil {
+				break
+			}
+		}
+	}
+	buf := make([]byte, 4<<20)
+	n := strings.Count(string(buf[:runtime.Stack(buf, true)]), ").linger(")
+	if n > 10+maxRefused {
+		t.Errorf("%d sockets are open for connections that are over, 10 may be open in all", n)
+	}
+}
+
+// What refuses a CONNECT is written at once now, so Close thinks that
+// there is nothing to linger for: the socket is reset when the client has sent
+// more, and the CONNACK may be lost with it.
+func TestRefusalIsNotReset(t *testing.T) {
+	s := start(t, t.TempDir(), func(c *Config, _ *storage.Config) { c.Anonymous = "none" })
+	c := s.dial()
+	c.version = 4
+	connect := connectPacket(connectOptions{id: "x", version: 4, clean: true})
+	c.send(append(connect, packet(typePublish<<4, str("t"), make([]byte, 200<<10))...))
+	_ = c.c.SetReadDeadline(time.Now().Add(patience))
+	buf := make([]byte, 64)
+	n, err := c.c.Read(buf)
+	if n == 4 && err == nil {
+		_, err = c.c.Read(buf)
+	}
+	if err != io.EOF {
+		t.Errorf("CONNACK of %d bytes and then %v, want 4 and the end of the file", n, err)
+	}
+}
+
+// The buffer of an output is at most twice what max_output says.
+func TestOutputMemory(t *testing.T) {
+	s := start(t, t.TempDir())
+	sub, _ := s.connect(connectOptions{id: "sub", clean: true})
+	sub.subscribe(0, "t")
+	pub, _ := s.connect(connectOptions{id: "pub", clean: true})
+	payload := strings.Repeat("x", 300<<10)
+	for range 100 { // the socket's buffers, and then ours
+		pub.send(pub.publishPacket("t", payload, 0, 0, 0))
+	}
+	pub.ping()
+	sess := s.b.plane.session("sub")
+	sess.mu.Lock()
+	c := sess.link.(*conn)
+	sess.mu.Unlock()
+	c.outMu.Lock()
+	held := cap(c.out)
+	c.outMu.Unlock()
+	if most := 2 * int(s.b.cfg.MaxOutput); held > most {
+		t.Errorf("the buffer that gathers is %d KiB (another is being written), max_output is %d KiB", held>>10, s.b.cfg.MaxOutput>>10)
+	}
+}
+
+// Expired retained messages are never removed and fill the store.
+func TestExpiredRetainedMakesRoom(t *testing.T) {
+	r := newRig(t, func(c *Config) { c.MaxRetained = 4 << 10 })
+	now := r.p.now()
+	for i := range 40 {
+		m := &storage.Message{Topic: fmt.Sprintf("r/%d", i), Payload: []byte("x"), Retain: true, Expires: now + 1}
+		if !r.p.fullFor(m) {
+			r.p.publish(nil, m, &r.b, nil)
+		}
+	}
+	r.p.now = func() int64 { return now + 3600e3 }
+	r.p.sweep(time.Now().Add(time.Hour), &r.b)
+	if r.p.fullFor(&storage.Message{Topic: "new", Payload: []byte("x"), Retain: true}) {
+		t.Errorf("an hour after all %d retained messages have expired there is no room for one", r.p.retained.len())
+	}
+}
+
+// Whoever breaks the WebSocket protocol a thousand times fills the log.
+func TestWebSocketLogIsBounded(t *testing.T) {
+	// see wsConn.Read: log.Info, not notice
+	s := startWeb(t)
+	var log syncBuffer
+	s.b.log = slog.New(slog.NewTextHandler(&log, nil))
+	const n = 300
+	for range n {
+		c, err := dialWeb(s.b.Listeners()[0].Addr, func(a net.Addr) (net.Conn, error) { return net.Dial("tcp", a.String()) }, "", "mqtt")
+		if err != nil {
+			t.Fatal(err)
+		}
+		_, _ = c.(*webClient).Conn.Write([]byte{0x82, 0x00, 0, 0, 0, 0}) // not masked
+		buf := make([]byte, 64)
+		_, _ = c.Read(buf)
+		c.Close()
+	}
+	if got := strings.Count(log.String(), "client disconnected for an error"); got > noticeBurst+20 {
+		t.Errorf("%d lines for %d breaches, want at most about %d", got, n, noticeBurst)
+	}
+}
+
+var _ = units.Duration(0)
+
+// pieces is a connection that takes 16 KiB at a time, as TLS does.
+type pieces struct{ script }
+
+func (p *pieces) Write(b []byte) (int, error) { return min(len(b), tlsPiece), nil }
+
+// Routes of a topic are kept by each publisher's connection.
+func TestRoutesMemory(t *testing.T) {
+	s := start(t, t.TempDir(), func(c *Config, _ *storage.Config) { c.Anonymous = "all" })
+	for i := range 100 {
+		c, _ := s.connect(connectOptions{id: fmt.Sprint("sub", i), clean: true})
+		c.subscribe(0, "#")
+		go func() { _, _ = io.Copy(io.Discard, c.c) }()
+	}
+	pub, _ := s.connect(connectOptions{id: "pub", clean: true})
+	heap := func() uint64 {
+		runtime.GC()
+		runtime.GC()
+		var m runtime.MemStats
+		runtime.ReadMemStats(&m)
+		return m.HeapAlloc
+	}
+	pub.ping()
+	before := heap()
+	for i := range maxTopics {
+		pub.send(pub.publishPacket(fmt.Sprintf("t/%d", i), "", 0, 0, 0))
+	}
+	pub.ping()
+	after := heap()
+	if mib := (after - before) >> 20; after > before && mib > 2 {
+		t.Errorf("one publisher with %d topics and 100 subscribers to # holds %d MiB", maxTopics, mib)
+	}
+}
+
+// A rule for link-local addresses does not match link-local clients.
+func TestACLMatchesZone(t *testing.T) {
+	ap, err := netip.ParseAddrPort("[fe80::1%eth0]:1234") // as TCPAddr.String has it
+	if err != nil {
+		t.Fatal(err)
+	}
+	who := principal{clientID: "c", address: ap.Addr().Unmap()} // as OnConnect does
+	a := newACL([]storage.ACLRule{{Action: "any", Filter: "#", Address: "fe80::/10"}})
+	if a.allows(who, actionPublish, "t") {
+		t.Error("a denial for fe80::/10 does not hold for fe80::1 with a zone")
+	}
+}
+
+// The largest output that the configuration allows has a buffer.
+func TestLargestOutput(t *testing.T) {
+	// Twice the largest max_output in acknowledgements, and one more packet of
+	// the largest max_packet.
+	if most, need := bufferSize(len(buffers)-1), 2*(128<<20)+256<<20; most < need {
+		t.Errorf("the largest buffer has %d bytes, %d may be needed", most, need)
+	}
+}
+
+// A connection that was given up while it waited for its password to be
+// checked takes the session from the one that the client has made since.
+func TestGhostTakesNothingOver(t *testing.T) {
+	s := start(t, t.TempDir())
+	hash, err := HashPassword("right")
+	if err == nil {
+		err = s.db.PutCredential(context.Background(), storage.Credential{Username: "u", Hash: hash}, true)
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+	o := connectOptions{id: "c", version: 5, expiry: 100, user: "u", password: "right"}
+	s.b.hashing <- struct{}{} // many others wait too
+	ghost := s.dial()
+	ghost.send(connectPacket(o))
+	eventually(t, "it waits", func() bool { return s.b.Stats().Connects == 1 })
+	ghost.c.Close() // the client has lost patience
+	s.b.logins.add(hash, []byte("right"))
+	c, _ := s.connect(o)
+	c.ping()
+	<-s.b.hashing
+	eventually(t, "one connection is left", func() bool { return len(s.b.connections()) == 1 })
+	c.ping() // and it is the new one
+}
+
+// Over TLS and WebSocket, where a read cannot wait without a buffer, that is no
+// larger than what has come asks for.
+func TestBufferOfPartialPacket(t *testing.T) {
+	ours, theirs := net.Pipe()
+	defer ours.Close()
+	defer theirs.Close()
+	cfg := DefaultConfig()
+	c := connOn(&Broker{cfg: cfg, plane: &plane{}}, theirs)
+	c.up = true
+	c.in, c.w, c.need = make([]byte, smallBuffer), smallBuffer, 100<<10
+	c.makeRoom()
+	if n := len(c.in); n > midBuffer || c.w != smallBuffer {
+		t.Errorf("%d bytes hold a buffer of %d", c.w, n)
+	}
+}
+
+// The will of a client whose CONNECT was refused, for its session could
+// not be stored, is published.
+func TestRefusedConnectHasNoWill(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		p := bubble(t, 0)
+		sub := p.connect(connectOptions{id: "sub", version: 4, clean: true})
+		sub.subscribe(0, "w")
+		release := p.holdCommits()
+		c := p.dial()
+		c.version = 5
+		go c.send(connectPacket(connectOptions{id: "c", version: 5, expiry: 100, will: &storage.Message{Topic: "w", Payload: []byte("offline")}}))
+		first, body := c.read()
+		if first>>4 != typeConnack || body[1] < 0x80 {
+			t.Fatalf("CONNACK % x", body)
+		}
+		c.c.Close()
+		_ = sub.c.SetReadDeadline(time.Now().Add(5 * time.Second))
+		buf := make([]byte, 64)
+		if n, err := sub.c.Read(buf); err == nil {
+			t.Errorf("CONNACK %#x, and a will is published: %q", body[1], buf[:n])
+		}
+		release()
+	})
+}
+
+// headed is a connection from a proxy.
+type headed struct {
+	net.Conn
+	in   io.Reader
+	from net.Addr
+}
+
+func (h *headed) Read(p []byte) (int, error) { return h.in.Read(p) }
+func (h *headed) RemoteAddr() net.Addr       { return h.from }
+
+// A program on the proxy's machine passes for one on this machine.
+func TestProxiedLoopbackIsNotOurs(t *testing.T) {
+	l := &listener{proxyFrom: []netip.Prefix{netip.MustParsePrefix("10.0.0.5/32")}}
+	raw := &headed{in: strings.NewReader("PROXY TCP4 127.0.0.1 127.0.0.1 4000 8883\r\n"), from: &net.TCPAddr{IP: net.IPv4(10, 0, 0, 5), Port: 1}}
+	c, _, err := l.readProxy(raw)
+	if err != nil {
+		t.Fatal(err)
+	}
+	ap, err := netip.ParseAddrPort(c.RemoteAddr().String()) // as OnConnect does
+	if err == nil && ap.Addr().Unmap().IsLoopback() {
+		t.Error(`who comes from 127.0.0.1 of the proxy 10.0.0.5 is let in by anonymous = "loopback"`)
+	}
+}
+
+func heapNow() int64 {
+	runtime.GC()
+	runtime.GC()
+	var m runtime.MemStats
+	runtime.ReadMemStats(&m)
+	return int64(m.HeapAlloc)
+}
+
+// Max_subscriptions_total counts, but does not bound, what filters take.
+func TestSubscriptionsAreBoundedInBytes(t *testing.T) {
+	for name, filter := range map[string]string{
+		"long":       "/" + strings.Repeat("x", 4000),
+		"7 levels":   strings.Repeat("/x", 6) + "/+",
+		"short":      "/+",
+		"127 levels": strings.Repeat("/x", 125) + "/+",
+		"127 long":   strings.Repeat("/"+strings.Repeat("x", 31), 125) + "/+",
+	} {
+		r := newRig(t)
+		c := r.connect("c", 1)
+		before := heapNow()
+		const n = 500
+		for i := range n {
+			c.subscribe(0, fmt.Sprint(i, filter))
+		}
+		each := (heapNow() - before) / int64(c.s.weight)
+		all := each * int64(r.cfg.MaxAllSubs)
+		t.Logf("%s: %d bytes for each of %d", name, each, c.s.weight)
+		if all > 512<<20 {
+			t.Errorf("%s: %d bytes a subscription: max_subscriptions_total = %d allows %d MiB", name, each, r.cfg.MaxAllSubs, all>>20)
+		}
+		runtime.KeepAlive(c)
+	}
+}
+
+// A client of MQTT 3.1.1 whose QoS 2 PUBLISH was taken over before the
+// retained store became full is disconnected whenever it sends it again.
+func TestRepetitionOf311IsTaken(t *testing.T) {
+	s := start(t, t.TempDir(), func(c *Config, _ *storage.Config) { c.MaxRetained = 1 << 10 })
+	c, _ := s.connect(connectOptions{id: "c"})
+	c.send(c.publishPacket("t/r", "one", 2, 1, 7))
+	c.expect(typePubrec)
+	c.c.Close()
+	o, _ := s.connect(connectOptions{id: "o", clean: true})
+	o.publish("t/r", "", 1, true)
+	for i := range 20 {
+		o.publish(fmt.Sprintf("fill/%d", i), "x", 0, true)
+	}
+	o.ping()
+	c, _ = s.connect(connectOptions{id: "c"})
+	c.send(c.publishPacket("t/r", "one", 2, 1|8, 7)) // DUP
+	if first, _, err := c.tryRead(); err != nil || first>>4 != typePubrec {
+		t.Errorf("the repetition of a message that is safe: %#x, %v, want a PUBREC", first, err)
+	}
+}

@@ -14,7 +14,6 @@ import (
 	"testing/synctest"
 	"time"
 
-	"penstock/internal/units"
 	"penstock/storage"
 )
 
@@ -374,13 +373,6 @@ func TestWebSocketLogIsBounded(t *testing.T) {
 		t.Errorf("%d lines for %d breaches, want at most about %d", got, n, noticeBurst)
 	}
 }
-
-var _ = units.Duration(0)
-
-// pieces is a connection that takes 16 KiB at a time, as TLS does.
-type pieces struct{ script }
-
-func (p *pieces) Write(b []byte) (int, error) { return min(len(b), tlsPiece), nil }
 
 // Routes of a topic are kept by each publisher's connection.
 func TestRoutesMemory(t *testing.T) {

@@ -254,12 +254,16 @@ func (b *Broker) part(c *conn) {
 
 // guard calls f, and returns also when that ends by a panic.
 func (b *Broker) guard(c *conn, f func()) {
-	defer func() {
-		if r := recover(); r != nil {
-			b.log.Error("connection ended by a defect", "client", c.who.clientID, "address", c.sock.RemoteAddr().String(), "err", fmt.Sprint(r), "stack", string(debug.Stack()))
-		}
-	}()
+	defer b.recovered(c)
 	f()
+}
+
+// recovered, when deferred, has a panic cost one connection and not the broker.
+func (b *Broker) recovered(c *conn) {
+	if r := recover(); r != nil {
+		b.log.Error("connection ended by a defect", "client", c.who.clientID, "address", c.sock.RemoteAddr().String(), "err", fmt.Sprint(r), "stack", string(debug.Stack()))
+		c.unwritable(errClosed)
+	}
 }
 
 // Listeners returns the bound listeners in the order of the configuration.

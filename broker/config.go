@@ -19,7 +19,7 @@ type Config struct {
 	WriteTimeout     units.Duration   `toml:"write_timeout"`           // a client that takes no byte for so long is disconnected
 	MaxPacket        units.Bytes      `toml:"max_packet"`              // largest packet taken from a signed-in client
 	MaxConnect       units.Bytes      `toml:"max_connect"`             // largest CONNECT
-	MaxTopicBytes    int              `toml:"max_topic_bytes"`         // length of a topic name or filter
+	MaxTopicBytes    int              `toml:"max_topic_bytes"`         // length of a topic name or filter, and of the client identifier of a persistent session
 	MaxTopicLevels   int              `toml:"max_topic_levels"`        // levels of a topic name or filter
 	MaxSubscriptions int              `toml:"max_subscriptions"`       // per client
 	ReceiveMaximum   int              `toml:"receive_maximum"`         // PUBLISH packets of QoS 1 and 2 that a client may have unacknowledged
@@ -27,7 +27,7 @@ type Config struct {
 	MaxQueueMessages int              `toml:"max_queue_messages"`      // waiting for one client
 	MaxQueueBytes    units.Bytes      `toml:"max_queue_bytes"`         // waiting for one client: topics, payloads and properties
 	MaxOutput        units.Bytes      `toml:"max_output"`              // written to one client and not yet taken by it: QoS 0 beyond is dropped
-	MaxSessions      int              `toml:"max_sessions"`            // persistent or not
+	MaxSessions      int              `toml:"max_sessions"`            // persistent ones
 	MaxRetained      units.Bytes      `toml:"max_retained"`            // retained messages in all: topics, payloads, properties, and what the index takes
 	MaxAllSubs       int              `toml:"max_subscriptions_total"` // of all clients
 	SessionExpiry    units.Duration   `toml:"session_expiry"`          // longest Session Expiry Interval, and that of MQTT 3.x sessions

@@ -256,17 +256,26 @@ func (c *conn) say(packet []byte) {
 // hungUp reports whether the client has closed the connection, as far as that
 // can be seen without reading.
 func (c *conn) hungUp() bool {
-	if c.raw == nil {
+	sock, ok := c.slot.raw.(syscall.Conn)
+	if !ok {
 		return false
 	}
+	raw, err := sock.SyscallConn()
+	if err != nil {
+		return true
+	}
 	gone := false
-	err := c.raw.Control(func(fd uintptr) {
-		var b [1]byte
-		n, _, err := syscall.Recvfrom(int(fd), b[:], syscall.MSG_PEEK|syscall.MSG_DONTWAIT)
-		gone = err == nil && n == 0 || err != nil && err != syscall.EAGAIN && err != syscall.EINTR
+	err = raw.Control(func(fd uintptr) {
+		// The first byte of struct tcp_info is the state. A unix socket has none.
+		info, err := syscall.GetsockoptInt(int(fd), syscall.IPPROTO_TCP, syscall.TCP_INFO)
+		gone = err == nil && info&0xFF != tcpEstablished
 	})
 	return gone || err != nil
 }
+
+// tcpEstablished is the state of a connection that neither side has closed
+// (net/tcp_states.h of Linux).
+const tcpEstablished = 1
 
 // put appends a packet to the output, unless nothing more is accepted. outMu is
 // held.
@@ -452,9 +461,11 @@ func (c *conn) publish(first byte, body []byte, size int) error {
 		st = c.aliases[f.alias]
 	}
 	if st.routes.gen != p.gen.Load() {
-		c.routes -= st.size()
+		before := st.size()
 		st.routes = p.routesFor(st.topic)
-		c.routes += st.size()
+		if c.topics[st.topic] == st { // else only an alias has it
+			c.routes += st.size() - before
+		}
 		st.allowed = p.acl.Load().allows(c.who, actionPublish, st.topic)
 	}
 	c.msgsIn[f.qos]++
@@ -463,29 +474,29 @@ func (c *conn) publish(first byte, body []byte, size int) error {
 	if f.qos > 0 && c.version == 5 && c.acks.unacknowledged() >= c.b.cfg.ReceiveMaximum {
 		return &wireError{reasonReceiveMaximum, "more unacknowledged PUBLISH packets than the Receive Maximum allows"} // [MQTT-3.3.4-9]
 	}
-	// What was taken over once is not refused when it is sent again: the client
-	// would use the identifier for another message, which we took for this one.
-	again := f.qos == 2 && c.sess.received(f.packetID)
-	if !st.allowed && !again {
-		p.drop(dropACL)
-		reason := byte(0)
-		if c.version == 5 {
-			reason = reasonNotAuthorized
-		}
-		switch f.qos {
-		case 1:
-			c.acks.send(typePuback, f.packetID, reason, &c.batch)
-		case 2:
-			c.acks.send(typePubrec, f.packetID, reason, &c.batch)
-		}
-		return nil
-	}
 	m := &c.msg
 	*m = storage.Message{Topic: st.topic, Payload: f.payload, Properties: f.properties, QoS: f.qos, Retain: f.retain}
 	if f.hasExpiry {
 		m.Expires = p.now() + int64(f.expiry)*1000
 	}
-	if m.Retain && !again && p.fullFor(m) {
+	full := m.Retain && p.fullFor(m)
+	if (full || !st.allowed) && f.qos == 2 && c.sess.received(f.packetID, &c.acks, &c.batch) {
+		// What was taken over once is not refused when it is sent again: the client
+		// would use the identifier for another message, which we took for this one.
+		return nil
+	}
+	if !st.allowed {
+		p.drop(dropACL)
+		reason := byte(0)
+		if c.version == 5 {
+			reason = reasonNotAuthorized
+		}
+		if f.qos > 0 {
+			c.acks.send(typePuback+f.qos-1, f.packetID, reason, &c.batch)
+		}
+		return nil
+	}
+	if full {
 		p.limit(limitRetained)
 		switch {
 		case f.qos == 0: // delivered, but not retained
@@ -536,8 +547,7 @@ func (c *conn) topicState(name []byte) (*topicState, error) {
 	return st, nil
 }
 
-// disconnect reads a DISCONNECT on its way to mochi, which does not know all
-// of it.
+// disconnect reads a DISCONNECT.
 func (c *conn) disconnect(body []byte) error {
 	d, err := parseDisconnect(body, c.version)
 	if err != nil {
@@ -1078,6 +1088,7 @@ func (c *conn) takeOut() (buf []byte, of *buffer) {
 // in the output buffer until there is nothing more, and ends. There is one at a
 // time.
 func (c *conn) write(rest []byte, of *buffer) {
+	defer c.b.recovered(c)
 	var b batch
 	for {
 		if len(rest) > 0 {

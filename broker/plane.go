@@ -378,8 +378,9 @@ func (p *plane) settles(clientID string) storage.Waiter {
 	})
 }
 
-// purgeEvery is how often retained messages that have expired are removed: each
-// time all are looked at.
+// purgeEvery is how often retained messages that have expired are removed while
+// there is little room for others. Before that they stay: a clock that is ahead
+// for a while after a boot must not cost what it takes for expired.
 const purgeEvery = time.Minute
 
 // purgeRetained removes retained messages that have expired. They are delivered
@@ -530,7 +531,7 @@ func (p *plane) end(s *session, b *batch) {
 // sweep ends sessions whose expiry interval has passed and sends wills that
 // are due. It is called about once a second.
 func (p *plane) sweep(now time.Time, b *batch) {
-	if now.Sub(p.purged) >= purgeEvery {
+	if p.retained.cost.Load() > int64(p.cfg.MaxRetained)*9/10 && now.Sub(p.purged) >= purgeEvery {
 		p.purged = now
 		p.purgeRetained()
 	}

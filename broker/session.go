@@ -522,11 +522,20 @@ func (s *session) progressStored(b *batch) {
 	s.pump(b)
 }
 
-// received reports whether a QoS 2 identifier of the client is in use.
-func (s *session) received(id uint16) bool {
+// received answers a QoS 2 PUBLISH whose identifier is in use, and reports
+// whether that was so.
+func (s *session) received(id uint16, acks *ackQueue, b *batch) bool {
 	s.mu.Lock()
-	defer s.mu.Unlock()
-	return s.inbound[id] != nil
+	in := s.inbound[id]
+	if in != nil {
+		in.count(acks)
+	}
+	s.mu.Unlock()
+	if in == nil {
+		return false
+	}
+	in.answer(id, acks, b)
+	return true
 }
 
 // receive handles the identifier of a QoS 2 PUBLISH. It returns the state to
@@ -547,14 +556,19 @@ func (s *session) receive(id uint16, acks *ackQueue, b *batch) *inbound {
 	}
 	in.count(acks)
 	s.mu.Unlock()
+	in.answer(id, acks, b)
+	return nil
+}
+
+// answer sends the PUBREC again, or has it join the first one's.
+func (in *inbound) answer(id uint16, acks *ackQueue, b *batch) {
 	in.mu.Lock()
 	defer in.mu.Unlock()
 	if in.safe {
 		acks.send(typePubrec, id, 0, b)
-		return nil
+		return
 	}
 	in.joined = append(in.joined, acks.issue(typePubrec, id, 0))
-	return nil
 }
 
 // count has the identifier count against a connection's Receive Maximum.

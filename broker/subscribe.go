@@ -115,6 +115,7 @@ func (p *plane) subscribe(s *session, acks *ackQueue, id uint16, identifier uint
 func (p *plane) addSubscriptions(s *session, identifier uint32, filters []filterRequest, b *batch) (codes []byte, rows []storage.Subscription, pubs []*storage.Publication) {
 	codes = make([]byte, len(filters))
 	var found []retainedMatch
+	acl, now := p.acl.Load(), p.now()
 	s.mu.Lock()
 	most := p.cfg.MaxQueueMessages - s.live + maxMisses // what is beyond does not fit into the queue
 	s.mu.Unlock()
@@ -139,7 +140,10 @@ func (p *plane) addSubscriptions(s *session, identifier uint32, filters []filter
 		sub := s.subs[f.filter]
 		if sub.group == nil && !sent[f.filter] && len(found) < most && (handling == 0 || handling == 1 && old == nil) { // [MQTT-3.3.1-9] to [MQTT-3.3.1-11]
 			sent[f.filter] = true
-			p.retained.match(sub.topic, func(_ string, m *storage.Message) bool {
+			p.retained.match(sub.topic, func(topic string, m *storage.Message) bool {
+				if m.Expired(now) || acl.receive && !acl.allows(s.who, actionReceive, topic) {
+					return true
+				}
 				found = append(found, retainedMatch{m, sub})
 				return len(found) < most
 			})
@@ -194,14 +198,9 @@ func (p *plane) maySubscribe(s *session, f filterRequest) byte {
 // queueRetained queues the retained messages that new subscriptions match. It
 // returns what must be stored of them. s.mu is held.
 func (p *plane) queueRetained(s *session, found []retainedMatch, b *batch) (pubs []*storage.Publication) {
-	acl := p.acl.Load()
-	now := p.now()
 	misses := 0
 	for _, f := range found {
 		m, sub := f.m, f.sub
-		if m.Expired(now) || acl.receive && !acl.allows(s.who, actionReceive, m.Topic) {
-			continue
-		}
 		if s.full(m.Size()) {
 			s.pump(b) // the client may be there to take some
 		}

@@ -22,8 +22,9 @@ import (
 // sysRoot is what the broker's own topics begin with.
 const sysRoot = "$SYS/"
 
-// inMemory reports whether the retained message of a topic is never stored.
-func inMemory(topic string) bool { return strings.HasPrefix(topic, sysRoot) }
+// inMemory reports whether the retained message of a topic is never stored: the
+// broker's own are not, what a bridge says of itself is.
+func inMemory(topic string) bool { return strings.HasPrefix(topic, sysRoot) && !bridgeState(topic) }
 
 // sysSlack is by how much an update may come early: it is driven by a ticker
 // of a second, which is not exact.

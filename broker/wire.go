@@ -548,8 +548,8 @@ func parsePublish(first byte, body []byte, version byte, scratch *[]byte) (publi
 	return f, r.err
 }
 
-// parsePublishProperties reads the properties of a PUBLISH (3.3.2.3), or of a
-// will (3.1.3.2) up to its delay.
+// parsePublishProperties reads the properties of a PUBLISH (3.3.2.3). It does by
+// hand what reader.properties does, for it is in the path of every message.
 func parsePublishProperties(r *reader, f *publishFrame, scratch *[]byte) {
 	n := r.varint()
 	if n == 0 || r.err != nil {

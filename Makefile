@@ -22,8 +22,8 @@ ARM = arm64::qemu-aarch64-static arm:7:qemu-arm-static_-cpu_cortex-a7 arm:6:qemu
 help: ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 14
 
-run: build ## start a broker for a trial: MQTT on 127.0.0.1:1883, API on 127.0.0.1:8080, data in ./data
-	@exec bin/penstock serve --dev
+run: build ## start a broker for a trial: MQTT on 127.0.0.1:1883, API on 127.0.0.1:8080, data in ./data; ARGS='--mqtt 127.0.0.1:0 --http 127.0.0.1:0' for free ports
+	@exec bin/penstock serve --dev $(ARGS)
 
 build: ## build bin/penstock for this machine
 	$(GO) build -trimpath -ldflags '-X main.version=$(VERSION)' -o bin/penstock .

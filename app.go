@@ -6,12 +6,16 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"io/fs"
 	"log/slog"
 	"net"
+	"path/filepath"
 	"slices"
 	"strings"
 	"syscall"
 	"time"
+
+	"golang.org/x/sys/unix"
 
 	"penstock/api"
 	"penstock/broker"
@@ -83,11 +87,21 @@ func (a *App) start(ctx context.Context) error {
 	if err := a.startStorage(ctx); err != nil {
 		return err
 	}
+	if err := ctx.Err(); err != nil {
+		return err
+	}
 	if err := a.startBroker(); err != nil {
 		return err
 	}
-	admin := a.ensureAdmin(ctx)
+	if err := ctx.Err(); err != nil {
+		return err
+	}
+	// A password that is made is also shown, whatever the signals say.
+	admin := a.ensureAdmin(context.WithoutCancel(ctx))
 	if err := a.startAPI(); err != nil {
+		return err
+	}
+	if err := ctx.Err(); err != nil && admin.password == "" {
 		return err
 	}
 	a.startHealth()
@@ -116,8 +130,10 @@ func (a *App) startBoard() error {
 func (a *App) startStorage(ctx context.Context) error {
 	db, err := storage.Open(ctx, a.cfg.Storage, a.log)
 	if err != nil {
-		a.board.Set(hw.StorageFault, true)
-		return err
+		if ctx.Err() == nil {
+			a.board.Set(hw.StorageFault, true)
+		}
+		return dataHint(err, a.cfg.Storage.Dir)
 	}
 	a.db = db
 	a.parts.add("storage", nil, db.Close)
@@ -137,7 +153,17 @@ func (a *App) startBroker() error {
 	cfg.Version = a.opt.Version
 	b, err := broker.New(cfg, a.db, a.log, passed...)
 	if err != nil {
-		return addressHint(err, "broker.listener.address", "--mqtt")
+		choose := "broker.listener.address or --mqtt"
+		var at *broker.ListenerError
+		switch {
+		case !errors.As(err, &at):
+			return dataHint(err, a.cfg.Storage.Dir) // its lock
+		case at.Index > 0 && a.opt.Dev:
+			choose = "--mqtt, with which this one takes a free port"
+		case at.Index > 0:
+			choose = fmt.Sprintf("broker.listener.address of %q", at.Name)
+		}
+		return addressHint(err, choose)
 	}
 	a.broker = b
 	a.parts.add("broker", b.Run, nil)
@@ -154,20 +180,41 @@ func (a *App) startAPI() error {
 		LogLevel: a.level,
 	})
 	if err != nil {
-		return addressHint(err, "api.http", "--http")
+		return addressHint(err, "api.http or --http")
 	}
 	a.api = server
 	a.parts.add("api", server.Run, nil)
 	return nil
 }
 
-// addressHint adds to an error of binding a listener what to do about it. Other
-// errors, as that of a file without permission, stay as they are.
-func addressHint(err error, key, flag string) error {
+// dataHint adds to an error of the data directory by what to choose another, if
+// this one cannot be written.
+func dataHint(err error, dir string) error {
+	if errors.Is(err, fs.ErrPermission) || errors.Is(err, syscall.EROFS) || notWritable(dir) {
+		return fmt.Errorf("%w; the data directory must belong to this user, or choose another with storage.dir or --data", err)
+	}
+	return err
+}
+
+// notWritable reports whether this process may not write in the data directory,
+// or not in its database.
+func notWritable(dir string) bool {
+	for _, path := range []string{dir, filepath.Join(dir, "penstock.db")} {
+		if err := unix.Access(path, unix.R_OK|unix.W_OK); err != nil && !errors.Is(err, fs.ErrNotExist) {
+			return true
+		}
+	}
+	return false
+}
+
+// addressHint adds to an error of binding a listener what to do about it; with
+// is what chooses another address. Other errors, as that of a file without
+// permission, stay as they are.
+func addressHint(err error, with string) error {
 	if !errors.As(err, new(*net.OpError)) {
 		return err
 	}
-	choose := fmt.Sprintf("choose another with %s or %s", key, flag)
+	choose := "choose another with " + with
 	switch {
 	case errors.Is(err, syscall.EADDRINUSE):
 		return fmt.Errorf("%w: another program has this address; stop it, or %s", err, choose)

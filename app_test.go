@@ -9,6 +9,7 @@ import (
 	"log/slog"
 	"net"
 	"os"
+	"path/filepath"
 	"regexp"
 	"slices"
 	"strings"
@@ -255,8 +256,9 @@ func TestAppNamesTheAddressThatIsTaken(t *testing.T) {
 	defer taken.Close()
 	addr := taken.Addr().String()
 	for key, set := range map[string]func(*Config){
-		"broker.listener.address": func(c *Config) { c.Broker.Listeners[0].Address = addr },
-		"api.http":                func(c *Config) { c.API.HTTP = addr },
+		"broker.listener.address or --mqtt": func(c *Config) { c.Broker.Listeners[0].Address = addr },
+		`broker.listener.address of "web"`:  func(c *Config) { c.Broker.Listeners[1].Address = addr },
+		"api.http or --http":                func(c *Config) { c.API.HTTP = addr },
 	} {
 		cfg := testConfig(t)
 		set(&cfg)
@@ -271,6 +273,51 @@ func TestAppNamesTheAddressThatIsTaken(t *testing.T) {
 				t.Errorf("%s: %q is not in %q", key, want, err)
 			}
 		}
+	}
+}
+
+// onMessage is a log that calls f at a message.
+type onMessage struct {
+	slog.Handler
+	message string
+	f       func()
+}
+
+func (h onMessage) Handle(ctx context.Context, r slog.Record) error {
+	if r.Message == h.message {
+		h.f()
+	}
+	return h.Handler.Handle(ctx, r)
+}
+
+// A signal during the start ends it without an error, and nothing says ready.
+func TestAppToldToStopWhileStarting(t *testing.T) {
+	cfg := testConfig(t)
+	ctx, cancel := context.WithCancel(t.Context())
+	defer cancel()
+	var lines, out bytes.Buffer
+	log := slog.New(onMessage{slog.NewTextHandler(&lines, nil), "database migrated", cancel})
+	if err := NewApp(cfg, Options{Dev: true, Stdout: &out}, log, nil).Run(ctx); err != nil {
+		t.Errorf("got %v, want nil", err)
+	}
+	if ctx.Err() == nil {
+		t.Fatal("the start went by without the message")
+	}
+	if strings.Contains(lines.String(), "level=ERROR") || strings.Contains(out.String()+lines.String(), "ready") {
+		t.Errorf("got\n%s%s", out.String(), lines.String())
+	}
+}
+
+func TestAppNamesTheDataDirectory(t *testing.T) {
+	cfg := testConfig(t)
+	file := filepath.Join(cfg.Storage.Dir, "file")
+	if err := os.WriteFile(file, nil, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	cfg.Storage.Dir = filepath.Join(file, "data")
+	err := NewApp(cfg, Options{Stdout: io.Discard}, slog.New(slog.DiscardHandler), nil).Run(t.Context())
+	if err == nil || !strings.Contains(err.Error(), "storage.dir or --data") {
+		t.Errorf("got %v, want the key and the flag", err)
 	}
 }
 
@@ -400,7 +447,7 @@ func TestAddressHint(t *testing.T) {
 		{"a port for root", fmt.Errorf("tcp: %w", &net.OpError{Op: "listen", Err: syscall.EACCES}), "tcp: listen: permission denied: this user may not have this address (below 1024 it takes CAP_NET_BIND_SERVICE); choose another with KEY or FLAG"},
 		{"a file", &os.PathError{Op: "open", Path: "penstock.lock", Err: syscall.EACCES}, "open penstock.lock: permission denied"},
 	} {
-		if got := addressHint(tt.err, "KEY", "FLAG").Error(); got != tt.want {
+		if got := addressHint(tt.err, "KEY or FLAG").Error(); got != tt.want {
 			t.Errorf("%s: got %q, want %q", tt.name, got, tt.want)
 		}
 	}

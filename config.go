@@ -158,7 +158,7 @@ func (f configFlags) effective(a addressFlags) (Config, error) {
 			cfg.Broker.Listeners = []broker.ListenerConfig{{Name: "tcp"}}
 		}
 		cfg.Broker.Listeners[0].Address = a.MQTT
-		if _, port, err := net.SplitHostPort(a.MQTT); a.Dev && err == nil && port == "0" {
+		if a.Dev {
 			cfg.Broker.Listeners[1].Address = "127.0.0.1:0" // a trial beside another one
 		}
 	}
@@ -334,7 +334,11 @@ func (w *configWalk) value(path []string, indexed string, typ reflect.Type, v *u
 	}
 	w.at[indexed] = at
 	if !fits(typ, v.Kind) || typ == bytesType && bytes.HasPrefix(v.Data, []byte("-")) {
-		w.add(at, indexed, fmt.Sprintf("%s does not fit here: write %s", kindWords[v.Kind], wanted(typ)))
+		want := wanted(typ)
+		if list := listExamples[path[len(path)-1]]; list != "" && typ.Kind() == reflect.Slice {
+			want = "a list in brackets, as " + list
+		}
+		w.add(at, indexed, fmt.Sprintf("%s does not fit here: write %s", kindWords[v.Kind], want))
 		return
 	}
 	switch v.Kind {
@@ -594,9 +598,15 @@ func wanted(typ reflect.Type) string {
 	case reflect.Float64:
 		return "a number, as 0.5"
 	case reflect.Slice:
-		return "a list in brackets, as [1, 2]"
+		return `a list in brackets, as ["text"]`
 	}
 	return "a whole number, as 10"
+}
+
+// listExamples are lists as they are written, by their key.
+var listExamples = map[string]string{
+	"origins":    `["https://host"]`,
+	"proxy_from": `["10.0.0.0/8"]`,
 }
 
 var kindWords = map[unstable.Kind]string{

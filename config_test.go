@@ -90,6 +90,22 @@ func TestConfigErrors(t *testing.T) {
 				"c.toml:2:1: api.httpp: no such key: did you mean api.http?",
 				`c.toml:4:9: log.level: a number does not fit here: write text in quotes, as "text"`,
 			}},
+		{"text for a list", "[[broker.listener]]\norigins = \"https://a\"\n",
+			[]string{`c.toml:2:11: broker.listener[0].origins: text does not fit here: write a list in brackets, as ["https://host"]`}},
+		{"a listener without a name", "[[broker.listener]]\naddress = \":1\"\n",
+			[]string{`c.toml:1:3: broker.listener[0].name: there is none: write one for the log and the status, as "plant"`}},
+		{"a name given twice", "[[broker.listener]]\nname = \"a\"\naddress = \":1\"\n[[broker.listener]]\nname = \"a\"\naddress = \":2\"\n",
+			[]string{`c.toml:5:8: broker.listener[1].name: broker.listener[0] has the name "a" too: give each its own`}},
+		{"an address that is none", "[[broker.listener]]\nname = \"a\"\naddress = \"1883\"\n",
+			[]string{`c.toml:3:11: broker.listener[0].address: "1883" is no address: write ":1883", "host:1883", "unix:/path" or "fd:NAME"`}},
+		{"an address of the API that is none", "[api]\nhttp = \"8080\"\n",
+			[]string{`c.toml:2:8: api.http: "8080" is no address: write ":8080", "host:8080" or "off"`}},
+		{"a keep alive that is no whole seconds", "[broker]\nmax_keep_alive = \"1500ms\"\n",
+			[]string{`c.toml:2:18: broker.max_keep_alive: 1.5s is not whole seconds from 0s to 65535s`}},
+		{"values of $SYS topics too often", "[broker]\nsys_interval = \"100ms\"\n",
+			[]string{`c.toml:2:16: broker.sys_interval: 100ms is not between 1s and 1h, nor 0s`}},
+		{"an origin with a path", "[[broker.listener]]\nname = \"a\"\naddress = \":1\"\nprotocol = \"websocket\"\norigins = [\"https://a/\"]\n",
+			[]string{`c.toml:5:12: broker.listener[0].origins[0]: "https://a/": an origin is without a path: take the last / away`}},
 		{"twice the same key", "[log]\nlevel = \"info\"\nlevel = \"warn\"\n",
 			[]string{"c.toml:3:1: key level is already defined: keep one of the two"}},
 		{"no value", "[log]\nlevel =\n",
@@ -268,6 +284,13 @@ func TestFlagsOverFile(t *testing.T) {
 			facts{filepath.Join(here, "data"), "127.0.0.1:1883", "127.0.0.1:8080", "loopback", "sim", "warn"}},
 		{"--data, --mqtt and --http over --dev", configFlags{Data: dir}, addressFlags{Dev: true, MQTT: ":0", HTTP: "off"},
 			facts{dir, ":0", "off", "loopback", "sim", "info"}},
+	}
+	beside, err := configFlags{}.effective(addressFlags{Dev: true, MQTT: "127.0.0.1:1884"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if got := beside.Broker.Listeners[1].Address; got != "127.0.0.1:0" {
+		t.Errorf("--dev with --mqtt: WebSocket on %s, want a free port", got)
 	}
 	for _, tt := range tests {
 		cfg, err := tt.flags.effective(tt.addr)

@@ -146,6 +146,14 @@ func (c checkCommand) Run(std streams) error {
 	if err != nil {
 		return usageError{err}
 	}
+	notes, err := cfg.Broker.CheckCertificates(time.Now())
+	for _, note := range notes {
+		fmt.Fprintln(std.err, "penstock: note: "+note)
+	}
+	if err != nil {
+		return usageError{err}
+	}
+	cfg.Broker = cfg.Broker.Resolved()
 	return printConfig(std.out, cfg)
 }
 

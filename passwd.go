@@ -62,6 +62,9 @@ func (c passwdCommand) Run(std streams) error {
 	ctx := context.Background()
 	_, statErr := os.Stat(filepath.Join(cfg.Storage.Dir, "penstock.db"))
 	db, err := storage.Open(ctx, cfg.Storage, log)
+	if err != nil && (errors.Is(err, fs.ErrPermission) || notWritable(cfg.Storage.Dir)) {
+		return fmt.Errorf("permission denied: run it as the owner of %s: %w", cfg.Storage.Dir, err)
+	}
 	if err != nil {
 		return err
 	}

@@ -42,7 +42,7 @@ func (c Config) Validate() error {
 	if c.HTTP != off {
 		_, port, err := net.SplitHostPort(c.HTTP)
 		if err != nil {
-			return fmt.Errorf("api.http: %q is neither host:port nor %q", c.HTTP, off)
+			return fmt.Errorf(`api.http: %q is no address: write ":8080", "host:8080" or "off"`, c.HTTP)
 		}
 		if _, err := strconv.ParseUint(port, 10, 16); err != nil {
 			return fmt.Errorf("api.http: %q is no port from 0 to 65535", port)

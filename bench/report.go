@@ -261,7 +261,8 @@ func (r report) method(p printer) {
 	} else {
 		p("A round publishes for %s, or as many messages as its scenario says.", r.load.time)
 	}
-	p("Ratios are Mosquitto's figure divided by Penstock's. All rounds are in benchmarks.csv, beside this document.")
+	p("A ratio is Mosquitto's figure divided by Penstock's: of what is better when it is less, as CPU, memory and times, a higher")
+	p("ratio is better for Penstock; of rates a lower one. All rounds are in benchmarks.csv, beside this document.")
 	p("")
 	p("- Publishers send as fast as the broker takes it, but are never more than a few thousand messages ahead of the")
 	p("  slowest subscriber, so that no broker has a reason to drop anything. Every message carries a sequence number:")

@@ -808,3 +808,41 @@ func TestImportsOfMochi(t *testing.T) {
 		}
 	}
 }
+
+// Of the topics below "$", clients publish only what a bridge says of itself.
+func TestBridgeState(t *testing.T) {
+	rights := newACL(nil)
+	for topic, want := range map[string]bool{
+		"$SYS/broker/connection/plant/state":      true,
+		"$SYS/broker/connection/host.plant/state": true,
+		"$SYS/broker/connection//state":           false,
+		"$SYS/broker/connection/state":            false,
+		"$SYS/broker/connection/a/b/state":        false,
+		"$SYS/broker/connection/plant/state/x":    false,
+		"$SYS/broker/connection/plant":            false,
+		"$SYS/broker/version":                     false,
+		"$SYS":                                    false,
+		"$other/connection/plant/state":           false,
+		"plant/state":                             true,
+	} {
+		if got := rights.allows(principal{}, actionPublish, topic); got != want {
+			t.Errorf("%s: got %v, want %v", topic, got, want)
+		}
+	}
+	denied := newACL([]storage.ACLRule{{Action: "publish", Filter: "$SYS/#"}})
+	if denied.allows(principal{}, actionPublish, "$SYS/broker/connection/plant/state") {
+		t.Error("a rule that denies it is passed over")
+	}
+}
+
+// A level that does not exist is named, for the log.
+func TestConnectNamesTheLevel(t *testing.T) {
+	for want, body := range map[string][]byte{
+		"protocol name MQTT with level 132, which is neither 4 nor 5": append(str("MQTT"), 132, 2, 0, 0, 0, 0),
+		"protocol name MQIsdp with level 4, which is not 3":           append(str("MQIsdp"), 4, 2, 0, 0, 0, 0),
+	} {
+		if _, err := parseConnect(body); reasonOf(err) != reasonUnsupportedVersion || err.Error() != want {
+			t.Errorf("got %v, want %s", err, want)
+		}
+	}
+}

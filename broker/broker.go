@@ -104,10 +104,10 @@ func New(cfg Config, db *storage.DB, log *slog.Logger, passed ...Socket) (_ *Bro
 	if err := b.mochi.AddHook(&hook{b: b}, nil); err != nil {
 		return nil, fmt.Errorf("set up control plane: %w", err)
 	}
-	for _, l := range cfg.Listeners {
+	for i, l := range cfg.Listeners {
 		ln, err := openListener(b, l, &passed)
 		if err != nil {
-			return nil, fmt.Errorf("broker.listener %q, %w", l.Name, err)
+			return nil, &ListenerError{i, l.Name, err}
 		}
 		b.listeners = append(b.listeners, ln)
 	}

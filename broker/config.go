@@ -1,9 +1,11 @@
 package broker
 
 import (
+	"cmp"
 	"errors"
 	"fmt"
 	"math"
+	"slices"
 
 	"penstock/internal/units"
 )
@@ -93,11 +95,13 @@ func (c Config) Validate() error {
 		within("max_retained", c.MaxRetained, 1<<10, 1<<40),
 		within("max_subscriptions_total", c.MaxAllSubs, 1, 100000000),
 		within("session_expiry", c.SessionExpiry, 1e9, 36500*24*3600e9),
-		within("max_keep_alive", c.MaxKeepAlive, 0, 65535e9),
 		within("will_grace", c.WillGrace, 0, 86400e9),
 	)
-	if c.SysInterval != 0 {
-		err = errors.Join(err, within("sys_interval", c.SysInterval, 1e9, 3600e9))
+	if c.MaxKeepAlive < 0 || c.MaxKeepAlive > 65535e9 || c.MaxKeepAlive%1e9 != 0 {
+		err = errors.Join(err, fmt.Errorf("broker.max_keep_alive: %v is not whole seconds from 0s to 65535s", c.MaxKeepAlive))
+	}
+	if c.SysInterval != 0 && (c.SysInterval < 1e9 || c.SysInterval > 3600e9) {
+		err = errors.Join(err, fmt.Errorf("broker.sys_interval: %v is not between 1s and 1h, nor 0s", c.SysInterval))
 	}
 	if err != nil {
 		return err
@@ -105,12 +109,15 @@ func (c Config) Validate() error {
 	if len(c.ResponseInfo) > 1024 {
 		return fmt.Errorf("broker.response_information: %d bytes are more than 1024", len(c.ResponseInfo))
 	}
-	names := map[string]bool{}
+	names := map[string]int{}
 	for i, l := range c.Listeners {
-		if l.Name == "" || names[l.Name] {
-			return fmt.Errorf("broker.listener[%d].name: %q is empty or used twice", i, l.Name)
+		if l.Name == "" {
+			return fmt.Errorf(`broker.listener[%d].name: there is none: write one for the log and the status, as "plant"`, i)
 		}
-		names[l.Name] = true
+		if other, twice := names[l.Name]; twice {
+			return fmt.Errorf("broker.listener[%d].name: broker.listener[%d] has the name %q too: give each its own", i, other, l.Name)
+		}
+		names[l.Name] = i
 		if err := l.validate(fmt.Sprintf("listener[%d]", i)); err != nil {
 			return err
 		}
@@ -119,6 +126,23 @@ func (c Config) Validate() error {
 		return fmt.Errorf("broker.listener: none is configured")
 	}
 	return nil
+}
+
+// Resolved returns c with what each listener takes from [broker] written down
+// for it, for whoever reads the configuration.
+func (c Config) Resolved() Config {
+	c.Listeners = slices.Clone(c.Listeners)
+	for i := range c.Listeners {
+		l := &c.Listeners[i]
+		lim := c.limits(*l)
+		l.Protocol = cmp.Or(l.Protocol, protocolMQTT)
+		l.MaxPacket, l.ConnectTimeout, l.Anonymous = units.Bytes(lim.maxPacket), units.Duration(lim.connectTimeout), lim.anonymous
+		if network, _ := l.Network(); network == NetworkUnix {
+			mode, _ := l.mode() // Validate has seen it
+			l.Mode = fmt.Sprintf("%04o", mode)
+		}
+	}
+	return c
 }
 
 // within returns an error that names the key unless lo <= v <= hi.

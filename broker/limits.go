@@ -115,7 +115,7 @@ func (b *Broker) admit(ln *listener, raw net.Conn) *slot {
 	b.mu.Lock()
 	cause, ok := b.place(s)
 	b.mu.Unlock()
-	b.reportFull(s, cause)
+	b.reportFull(s, cause, s.raw.RemoteAddr().String())
 	if !ok {
 		return nil
 	}
@@ -164,7 +164,7 @@ func (b *Broker) proxied(s *slot, addr netip.Addr) bool {
 	b.letGo(s)
 	ok := b.turnAway(s, limitPerAddress, reasonQuota)
 	b.mu.Unlock()
-	b.reportFull(s, limitPerAddress)
+	b.reportFull(s, limitPerAddress, addr.String())
 	return ok
 }
 
@@ -180,10 +180,10 @@ func (b *Broker) turnAway(s *slot, cause int, reason byte) bool {
 	return true
 }
 
-// reportFull logs that a limit was reached.
-func (b *Broker) reportFull(s *slot, cause int) {
+// reportFull logs that a limit was reached, by the client at address.
+func (b *Broker) reportFull(s *slot, cause int, address string) {
 	if cause != noLimit {
-		s.ln.report(cause, "connections are refused, there are too many", "address", s.raw.RemoteAddr().String())
+		s.ln.report(cause, "connections are refused, there are too many", "address", address)
 	}
 }
 
@@ -325,8 +325,5 @@ func (b *Broker) notice(msg string, args ...any) {
 	quiet := n.quiet
 	n.quiet = 0
 	n.mu.Unlock()
-	if quiet > 0 {
-		args = append(args, "more", quiet)
-	}
-	b.log.Info(msg, args...)
+	b.log.Info(msg, notLogged(quiet, args...)...)
 }

@@ -2,10 +2,13 @@ package broker
 
 import (
 	"fmt"
+	"log/slog"
 	"net"
+	"net/netip"
 	"strings"
 	"syscall"
 	"testing"
+	"testing/synctest"
 	"time"
 
 	"penstock/internal/units"
@@ -244,4 +247,35 @@ func TestLimitsAnswerAndCount(t *testing.T) {
 			})
 		}
 	}
+}
+
+// Behind a proxy the log says which client is one too many, and how many like
+// it were left out.
+func TestReportFull(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		p := bubble(t, 0)
+		var log syncBuffer
+		p.b.log = slog.New(slog.NewTextHandler(&log, nil))
+		l := newListener(p.b, ListenerConfig{Name: "behind", ProxyProtocol: true, MaxConnectionsPerAddress: 1})
+		l.proxy = true
+		arrive := func() {
+			client, server := net.Pipe()
+			defer client.Close()
+			s := p.b.admit(l, server)
+			if s == nil || !p.b.proxied(s, netip.MustParseAddr("198.51.100.7")) {
+				t.Fatal("closed without a word")
+			}
+		}
+		for range 4 { // the first one is let in
+			arrive()
+		}
+		if got := log.String(); strings.Count(got, "address=198.51.100.7") != 1 || strings.Contains(got, "not_logged") {
+			t.Errorf("at first:\n%s", got)
+		}
+		time.Sleep(time.Minute)
+		arrive()
+		if got := log.String(); strings.Count(got, "address=198.51.100.7 not_logged=2") != 1 {
+			t.Errorf("a minute later:\n%s", got)
+		}
+	})
 }

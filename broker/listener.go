@@ -84,7 +84,7 @@ func (l ListenerConfig) validate(prefix string) error {
 		}
 	default:
 		if _, _, err := net.SplitHostPort(address); err != nil {
-			return fail("address", "%q is not host:port", l.Address)
+			return fail("address", `%q is no address: write ":1883", "host:1883", "unix:/path" or "fd:NAME"`, l.Address)
 		}
 	}
 	switch l.Protocol {
@@ -110,8 +110,14 @@ func (l ListenerConfig) validate(prefix string) error {
 		return fail("mode", "%v", err)
 	}
 	for i, origin := range l.Origins {
-		if u, err := url.Parse(origin); origin != "*" && (err != nil || u.Scheme == "" || u.Host == "" || u.Path != "" || u.RawQuery != "") {
-			return fail(fmt.Sprintf("origins[%d]", i), `%q is neither scheme://host[:port] nor "*"`, origin)
+		u, err := url.Parse(origin)
+		key := fmt.Sprintf("origins[%d]", i)
+		switch {
+		case origin == "*":
+		case err == nil && u.Scheme != "" && u.Host != "" && u.Path == "/" && u.RawQuery == "":
+			return fail(key, "%q: an origin is without a path: take the last / away", origin)
+		case err != nil || u.Scheme == "" || u.Host == "" || u.Path != "" || u.RawQuery != "":
+			return fail(key, `%q is neither scheme://host[:port], without a path, nor "*"`, origin)
 		}
 	}
 	for i, from := range l.ProxyFrom {
@@ -160,6 +166,16 @@ func parseNetwork(s string) (netip.Prefix, error) {
 	}
 	return p, nil
 }
+
+// ListenerError is why New could not open a listener.
+type ListenerError struct {
+	Index int // in Config.Listeners
+	Name  string
+	Err   error
+}
+
+func (e *ListenerError) Error() string { return fmt.Sprintf("broker.listener %q, %v", e.Name, e.Err) }
+func (e *ListenerError) Unwrap() error { return e.Err }
 
 // Socket is a listening socket that somebody else has opened, by the name that
 // a listener's address says.
@@ -284,21 +300,35 @@ func openListener(b *Broker, cfg ListenerConfig, passed *[]Socket) (*listener, e
 	return l, nil
 }
 
-// take takes the first socket of a name out of those that were passed.
+// take takes the first socket of a name out of those that were passed and are
+// not taken yet.
 func take(passed *[]Socket, name string) (net.Listener, error) {
+	names := "none"
 	for i, s := range *passed {
 		if s.Name == name {
 			*passed = append((*passed)[:i:i], (*passed)[i+1:]...)
 			return s.Listener, nil
 		}
+		if i == 0 {
+			names = ""
+		} else {
+			names += ", "
+		}
+		names += strconv.Quote(s.Name)
 	}
-	return nil, fmt.Errorf("systemd passed no socket of the name %q, or fewer than there are listeners for it: see FileDescriptorName in systemd.socket(5)", name)
+	return nil, fmt.Errorf("systemd passed no socket of the name %q, or fewer than there are listeners for it; there is still: %s; see FileDescriptorName in systemd.socket(5)", name, names)
 }
 
 // listenUnix binds a unix socket. A socket file that a dead process left is
 // removed; one that somebody listens on, or any other file, is not. Closing the
 // listener removes the file.
 func listenUnix(path string, mode fs.FileMode) (net.Listener, error) {
+	if dir := filepath.Dir(path); missing(dir) {
+		return nil, fmt.Errorf("there is no directory %s: make it first (RuntimeDirectory=penstock in the unit makes /run/penstock)", dir)
+	}
+	if info, err := os.Lstat(path); err == nil && info.Mode().Type() != fs.ModeSocket {
+		return nil, errors.New("there is a file of this name that is no socket: take another path, or the file away")
+	}
 	ln, err := net.Listen("unix", path)
 	if errors.Is(err, syscall.EADDRINUSE) && abandoned(path) {
 		if err := os.Remove(path); err != nil {
@@ -313,6 +343,11 @@ func listenUnix(path string, mode fs.FileMode) (net.Listener, error) {
 		return nil, errors.Join(err, ln.Close())
 	}
 	return ln, nil
+}
+
+func missing(path string) bool {
+	_, err := os.Stat(path)
+	return errors.Is(err, fs.ErrNotExist)
 }
 
 // abandoned reports whether path is a socket that nobody listens on.
@@ -339,7 +374,7 @@ func (b *Broker) accept(l *listener) {
 				return
 			}
 			if more, ok := l.episode(limitKinds); ok {
-				b.log.Error("connection could not be accepted", "listener", l.name, "err", err, "more", more)
+				b.log.Error("connection could not be accepted", notLogged(more, "listener", l.name, "err", err)...)
 			}
 			if errors.Is(err, syscall.EMFILE) || errors.Is(err, syscall.ENFILE) {
 				b.mu.Lock()
@@ -435,7 +470,7 @@ func (l *listener) handshake(s *slot) (net.Conn, error) {
 		cause = he.cause
 	}
 	l.b.plane.limit(cause)
-	l.report(cause, "connection ended before it was one", "address", s.raw.RemoteAddr().String(), "err", err)
+	l.report(cause, "connection ended before MQTT began", "address", s.raw.RemoteAddr().String(), "err", err)
 	return nil, err
 }
 
@@ -477,8 +512,17 @@ func (l *listener) shake(s *slot, deadline time.Time) (sock net.Conn, err error)
 // report logs a connection that was refused because of a limit.
 func (l *listener) report(cause int, msg string, args ...any) {
 	if more, ok := l.episode(cause); ok {
-		l.b.log.Warn(msg, append([]any{"listener", l.name, "limit", limitNames[cause], "more", more}, args...)...)
+		args = append([]any{"listener", l.name, "limit", limitNames[cause]}, args...)
+		l.b.log.Warn(msg, notLogged(more, args...)...)
 	}
+}
+
+// notLogged adds to a line of the log how many like it were left out before.
+func notLogged(n int, args ...any) []any {
+	if n == 0 {
+		return args
+	}
+	return append(args, "not_logged", n)
 }
 
 // episode reports whether trouble of a kind is to be logged now, and how often

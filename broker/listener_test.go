@@ -338,7 +338,7 @@ func TestCertificateErrors(t *testing.T) {
 		{filepath.Join(dir, "none"), key, "tls_cert: open "},
 		{cert, filepath.Join(dir, "none"), "tls_key: open "},
 		{cert, otherKey, "does not match"},
-		{key, key, "tls_cert "},
+		{key, key, "tls_cert: "},
 	} {
 		_, err := openListener(&Broker{cfg: DefaultConfig()}, ListenerConfig{Name: "x", Address: "127.0.0.1:0", TLSCert: tt.cert, TLSKey: tt.key}, nil)
 		if err == nil || !strings.Contains(err.Error(), tt.want) {
@@ -431,11 +431,43 @@ func TestUnixSocket(t *testing.T) {
 	}
 	l.ln.Close()
 	write(t, path, []byte("a file"))
-	if _, err := open(); !errors.Is(err, syscall.EADDRINUSE) {
-		t.Errorf("a file: got %v, want EADDRINUSE", err)
+	if _, err := open(); err == nil || !strings.Contains(err.Error(), "that is no socket") {
+		t.Errorf("a file: got %v", err)
+	}
+	if _, err := listenUnix(filepath.Join(dir, "none", "mqtt"), 0o600); err == nil || !strings.Contains(err.Error(), "there is no directory "+filepath.Join(dir, "none")) {
+		t.Errorf("no directory: got %v", err)
 	}
 	if b, err := os.ReadFile(path); string(b) != "a file" {
 		t.Errorf("the file is changed: %q, %v", b, err)
+	}
+}
+
+// A socket that was not passed is told with those that were.
+func TestSocketNotPassed(t *testing.T) {
+	for want, passed := range map[string][]Socket{`there is still: "a", "b";`: {{Name: "a"}, {Name: "b"}}, "there is still: none;": nil} {
+		if _, err := take(&passed, "mqtt"); err == nil || !strings.Contains(err.Error(), `"mqtt"`) || !strings.Contains(err.Error(), want) {
+			t.Errorf("got %v, want %q in it", err, want)
+		}
+	}
+}
+
+// Certificates that check cannot use are told by their key, with all that is
+// wrong at once.
+func TestCheckCertificates(t *testing.T) {
+	dir := t.TempDir()
+	cert, key, _ := makeCertificate(t, dir, "first")
+	cfg := DefaultConfig()
+	none := filepath.Join(dir, "none")
+	cfg.Listeners = []ListenerConfig{{}, {TLSCert: cert, TLSKey: key}, {TLSCert: none, TLSKey: key}, {TLSCert: cert, TLSKey: none}}
+	_, err := cfg.CheckCertificates(time.Now())
+	want := "broker.listener[2].tls_cert: open " + none + ": no such file or directory\nbroker.listener[3].tls_key: open " + none + ": no such file or directory"
+	if err == nil || err.Error() != want {
+		t.Errorf("got\n%v\nwant\n%s", err, want)
+	}
+	cfg.Listeners = cfg.Listeners[1:2]
+	notes, err := cfg.CheckCertificates(time.Now().AddDate(500, 0, 0))
+	if err != nil || len(notes) != 1 || !strings.Contains(notes[0], "broker.listener[0].tls_cert: ") || !strings.Contains(notes[0], " ended on ") {
+		t.Errorf("one that has ended: got %q, %v", notes, err)
 	}
 }
 

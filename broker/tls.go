@@ -2,10 +2,13 @@ package broker
 
 import (
 	"crypto/tls"
+	"encoding/pem"
 	"errors"
 	"fmt"
+	"io/fs"
 	"net"
 	"os"
+	"strings"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -48,11 +51,50 @@ func (c *certificate) load() (*tls.Certificate, error) {
 	if err != nil {
 		return nil, fmt.Errorf("tls_key: %w", err)
 	}
+	if encrypted(key) {
+		return nil, fmt.Errorf("tls_key: %s has a passphrase, which nobody can type at a start: openssl pkey -in FILE -out NEW takes it away", c.files[1])
+	}
 	pair, err := tls.X509KeyPair(cert, key)
 	if err != nil {
-		return nil, fmt.Errorf("tls_cert %s, tls_key %s: %w", c.files[0], c.files[1], err)
+		return nil, fmt.Errorf("tls_cert: %s, with tls_key %s: %w", c.files[0], c.files[1], err)
 	}
 	return &pair, nil
+}
+
+// encrypted reports whether a file in PEM has a private key that wants a
+// passphrase.
+func encrypted(file []byte) bool {
+	for block, rest := pem.Decode(file); block != nil; block, rest = pem.Decode(rest) {
+		if block.Type == "ENCRYPTED PRIVATE KEY" || strings.Contains(block.Headers["Proc-Type"], "ENCRYPTED") {
+			return true
+		}
+	}
+	return false
+}
+
+// CheckCertificates reads the certificates of all listeners. It returns what
+// New would fail at, each with its key, and notes of what is no such failure
+// but worth a look.
+func (c Config) CheckCertificates(now time.Time) (notes []string, err error) {
+	var errs []error
+	for i, l := range c.Listeners {
+		if l.TLSCert == "" {
+			continue
+		}
+		key := fmt.Sprintf("broker.listener[%d].", i)
+		pair, err := (&certificate{files: [2]string{l.TLSCert, l.TLSKey}}).load()
+		switch {
+		case errors.Is(err, fs.ErrPermission):
+			notes = append(notes, fmt.Sprintf("%s%v: not checked; the user of the service must be able to read it", key, err))
+		case err != nil:
+			errs = append(errs, fmt.Errorf("%s%w", key, err))
+		case now.After(pair.Leaf.NotAfter):
+			notes = append(notes, fmt.Sprintf("%stls_cert: %s ended on %s: clients refuse it", key, l.TLSCert, pair.Leaf.NotAfter.Format(time.DateOnly)))
+		case len(pair.Leaf.DNSNames)+len(pair.Leaf.IPAddresses) == 0:
+			notes = append(notes, fmt.Sprintf("%stls_cert: %s has no subjectAltName: many clients refuse it", key, l.TLSCert))
+		}
+	}
+	return notes, errors.Join(errs...)
 }
 
 // checkEvery is how often, at most, a handshake looks whether the files changed.

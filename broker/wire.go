@@ -3,6 +3,7 @@ package broker
 import (
 	"encoding/binary"
 	"errors"
+	"fmt"
 	"iter"
 	"slices"
 	"strings"
@@ -377,11 +378,12 @@ func parseConnect(body []byte) (*connectFrame, error) {
 		return f, errNotMQTT // [MQTT-3.1.2-1]
 	}
 	if r.err == nil && name == "MQIsdp" && f.version != 3 {
+		level := f.version
 		f.version = 3 // it gets the answer of 3.1: the name says that it is not MQTT 5
-		return f, &wireError{reasonUnsupportedVersion, "protocol version of MQIsdp is not 3"}
+		return f, &wireError{reasonUnsupportedVersion, fmt.Sprintf("protocol name MQIsdp with level %d, which is not 3", level)}
 	}
 	if r.err == nil && name == "MQTT" && f.version != 4 && f.version != 5 {
-		return f, &wireError{reasonUnsupportedVersion, "protocol version is not 3, 4 or 5"} // [MQTT-3.1.2-2]
+		return f, &wireError{reasonUnsupportedVersion, fmt.Sprintf("protocol name MQTT with level %d, which is neither 4 nor 5", f.version)} // [MQTT-3.1.2-2]
 	}
 	flags := r.byte()
 	f.keepAlive = r.uint16()

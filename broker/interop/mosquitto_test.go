@@ -5,6 +5,7 @@ package interop
 import (
 	"encoding/hex"
 	"fmt"
+	"net"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -36,6 +37,85 @@ func TestMosquitto(t *testing.T) {
 			}
 		})
 	}
+}
+
+// TestMosquittoBridge is a Mosquitto that is a bridge to Penstock, with the
+// defaults of its bridges and as MQTT 5: what is published at one broker comes
+// to the subscriber of the other, both ways, and the bridge says its state. With
+// the defaults (but for the wait between attempts) its own messages come back to it once: MQTT 3.1.1 has no No Local.
+func TestMosquittoBridge(t *testing.T) {
+	t.Parallel()
+	need(t, "mosquitto_sub", "apt-get install mosquitto-clients")
+	daemon, err := exec.LookPath("mosquitto")
+	if err != nil {
+		daemon = "/usr/sbin/mosquitto" // not in everybody's PATH
+	}
+	for _, tt := range []struct {
+		name, more string
+		own        []string // what Mosquitto's subscriber gets of what is published there
+	}{
+		{"defaults", "", []string{"plant/there 1 0 to here", "plant/there 1 0 to here"}},
+		{"mqttv50", "bridge_protocol_version mqttv50\n", []string{"plant/there 1 0 to here"}},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			t.Parallel()
+			here := &mosquitto{server: startServer(t), way: way{v311, "tcp"}}
+			port := freePort(t)
+			config := filepath.Join(here.dir, "mosquitto.conf")
+			text := fmt.Sprintf("listener %s 127.0.0.1\nallow_anonymous true\nuser root\n"+
+				"connection plant\naddress %s\ntopic plant/# both 1\nrestart_timeout 1\nremote_username %s\nremote_password %s\n%s",
+				port, here.addrs["tcp"], username, password, tt.more)
+			if err := os.WriteFile(config, []byte(text), 0o600); err != nil {
+				t.Fatal(err)
+			}
+			there := &mosquitto{server: &server{dir: here.dir, addrs: map[string]string{"tcp": "127.0.0.1:" + port}}, way: here.way}
+			state := here.subscribe(t, plain, "-q", "1", "-t", "$SYS/broker/connection/+/state")
+			hereSub := here.subscribe(t, plain, "-q", "1", "-t", "plant/#")
+
+			out := newWatched()
+			cmd := exec.Command(daemon, "-v", "-c", config)
+			cmd.Stdout, cmd.Stderr = out, out
+			if err := cmd.Start(); err != nil {
+				t.Fatalf("%v: apt-get install mosquitto", err)
+			}
+			done := make(chan struct{})
+			go func() {
+				_ = cmd.Wait() // killed, or it has said why
+				close(done)
+			}()
+			t.Cleanup(func() {
+				_ = cmd.Process.Kill() // fails if it has ended
+				<-done
+				if t.Failed() {
+					t.Logf("mosquitto said\n%s", out)
+				}
+			})
+			if _, err := out.await(regexp.MustCompile(`Received SUBACK from`), done); err != nil {
+				t.Fatal(err)
+			}
+			if got := state.messages(1)[0]; !strings.HasSuffix(got, "/state 1 0 1") {
+				t.Errorf("state of the bridge: got %q, want 1", got)
+			}
+			thereSub := there.subscribe(t, plain, "-q", "1", "-t", "plant/#")
+			there.publish(t, "-q", "1", "-t", "plant/there", "-m", "to here")
+			hereSub.want("from the bridge", "plant/there 1 0 to here")
+			thereSub.want("at Mosquitto itself", tt.own...)
+			here.publish(t, "-q", "1", "-t", "plant/here", "-m", "to there")
+			thereSub.want("over the bridge", append(tt.own, "plant/here 1 0 to there")...)
+		})
+	}
+}
+
+// freePort returns a port that nothing listens on.
+func freePort(t *testing.T) string {
+	t.Helper()
+	ln, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer ln.Close()
+	_, port, _ := strings.Cut(ln.Addr().String(), ":")
+	return port
 }
 
 // mosquitto is what the steps of one way share.

@@ -378,59 +378,6 @@ func (p *plane) settles(clientID string) storage.Waiter {
 	})
 }
 
-// purgeEvery is how often retained messages that have expired are removed while
-// there is little room for others. Before that they stay: a clock that is ahead
-// for a while after a boot must not cost what it takes for expired.
-const purgeEvery = time.Minute
-
-// purgeRetained removes retained messages that have expired. They are delivered
-// to nobody [MQTT-3.3.2-5], but take room.
-func (p *plane) purgeRetained() {
-	now := p.now()
-	var gone []string
-	p.mu.RLock()
-	p.retained.match("#", func(topic string, m *storage.Message) bool {
-		if m.Expired(now) {
-			gone = append(gone, topic)
-		}
-		return true
-	})
-	p.mu.RUnlock()
-	for _, topic := range gone {
-		p.mu.Lock()
-		m, _ := p.retained.get(topic)
-		expired := m != nil && m.Expired(now)
-		if expired {
-			p.retained.delete(topic)
-		}
-		p.mu.Unlock()
-		if expired {
-			p.journal.MarkRetained(topic)
-		}
-	}
-}
-
-// shareKey returns the key of a share group, the group's own where there is
-// one: many deliveries have it.
-func (p *plane) shareKey(key string) string {
-	if g := p.groups[key]; g != nil {
-		return g.key
-	}
-	return key
-}
-
-// willRoom reports whether a client's new will has room. The one that it takes
-// the place of makes some.
-func (p *plane) willRoom(clientID string, m *storage.Message) bool {
-	p.sessMu.Lock()
-	defer p.sessMu.Unlock()
-	size := int64(m.Size())
-	if old := p.wills[clientID]; old != nil {
-		size -= int64(old.msg.Size())
-	}
-	return size <= 0 || p.willBytes.Load()+size <= int64(p.cfg.MaxRetained)
-}
-
 // mayOpen reports whether there is a persistent session for a client, or room
 // for one.
 func (p *plane) mayOpen(clientID string) bool {

@@ -1,9 +1,7 @@
 package broker
 
 import (
-	"bytes"
 	"slices"
-	"sync"
 	"sync/atomic"
 
 	"penstock/storage"
@@ -235,51 +233,6 @@ func (p *plane) route(from *session, rt *routes, m *storage.Message, b *batch, r
 	}
 }
 
-// deliverShared gives a message to one member of a share group. It reports
-// whether there was one.
-func (p *plane) deliverShared(g *shareGroup, m *storage.Message, kept bool, b *batch, r *receipt) (*storage.Message, bool, bool) {
-	for {
-		sub := g.pick(p, m.Topic)
-		if sub == nil {
-			return m, kept, false
-		}
-		d := route{s: sub.session, share: g.key}
-		d.merge(sub)
-		ok := false
-		if m, kept, ok = p.deliver(&d, m, kept, b, r); ok {
-			return m, kept, true
-		}
-		// Its session has ended meanwhile, and it is about to leave the group
-		// or has left it.
-		g.remove(sub)
-	}
-}
-
-// adopt gives a message of a session that has ended to another member of its
-// share group.
-func (p *plane) adopt(o orphan, b *batch) {
-	r := receipt{t: o.ticket}
-	given := false
-	p.mu.RLock()
-	g := p.groups[o.share]
-	p.mu.RUnlock()
-	if g != nil {
-		_, _, given = p.deliverShared(g, o.msg, true, b, &r)
-	}
-	if !given {
-		p.drop(dropSessionEnded)
-	}
-	if r.pub != nil {
-		p.journal.Publish(r.pub)
-	}
-	if o.ticket != nil {
-		o.ticket.release(b) // what it owed to the session that has ended
-	}
-	if o.seg != nil {
-		o.seg.Release() // the new claim comes before this in the journal
-	}
-}
-
 // deliver gives a message to one session. It returns the message to go on
 // with, which is a clone once one was needed, and false if the session has
 // ended.
@@ -336,49 +289,6 @@ func (p *plane) deliver(d *route, m *storage.Message, kept bool, b *batch, r *re
 // that a slow client has not taken yet.
 const maxQoS0Behind = 10000
 
-// retain makes m the retained message of its topic, or removes it when the
-// payload is empty [MQTT-3.3.1-6], and returns the routes as they are at that
-// moment: a subscription made before it sees the message live, one made after
-// it sees it retained, none sees both or neither.
-func (p *plane) retain(m *storage.Message, r *receipt) *routes {
-	p.mu.Lock()
-	defer p.mu.Unlock()
-	changed := true
-	if len(m.Payload) == 0 {
-		// Of QoS 1 and 2 also where there is none: its deletion may be on its
-		// way to the disk, and must be there before this is acknowledged.
-		_, had := p.retained.delete(m.Topic)
-		changed = had || m.QoS > 0
-	} else {
-		old, replaced := p.retained.put(m.Topic, m)
-		changed = !replaced || m.QoS > 0 || old.QoS != m.QoS || old.Expires != m.Expires || !bytes.Equal(old.Payload, m.Payload) || !bytes.Equal(old.Properties, m.Properties)
-	}
-	switch {
-	case !changed, inMemory(m.Topic):
-	case m.QoS == 0:
-		p.journal.MarkRetained(m.Topic)
-	default:
-		pub := r.publication(m)
-		pub.Retain = true
-		if t := r.ticket(); t != nil && pub.Done == nil {
-			t.owe()
-			pub.Done = ticketDone{t, p}
-		}
-	}
-	return p.routesLocked(m.Topic)
-}
-
-// fullFor reports whether the retained store has no room for a message. One
-// that takes the place of another that is no smaller is always taken.
-func (p *plane) fullFor(m *storage.Message) bool {
-	room := int64(p.cfg.MaxRetained) - p.retained.cost.Load()
-	if len(m.Payload) == 0 || retainedCost(m.Topic, m.Size()) <= room {
-		return false
-	}
-	old := p.Retained(m.Topic)
-	return old == nil || int64(m.Size()-old.Size()) > max(0, room)
-}
-
 // Causes of deliveries not made.
 const (
 	dropQoS0 = iota
@@ -410,57 +320,3 @@ type counters struct {
 }
 
 func (c *counters) drop(cause int) { c.dropped[cause].Add(1) }
-
-// shareGroup is the members of one shared subscription (4.8.2).
-type shareGroup struct {
-	key string // group and filter
-	sub *subscription
-
-	mu      sync.Mutex
-	members []*subscription
-	turn    int
-}
-
-// replace puts a member in the place of another.
-func (g *shareGroup) replace(old, sub *subscription) {
-	g.mu.Lock()
-	defer g.mu.Unlock()
-	if i := slices.Index(g.members, old); i >= 0 {
-		g.members[i] = sub
-	}
-}
-
-// remove takes a member out. It reports whether the group is empty now.
-func (g *shareGroup) remove(sub *subscription) (empty bool) {
-	g.mu.Lock()
-	defer g.mu.Unlock()
-	if i := slices.Index(g.members, sub); i >= 0 {
-		g.members = slices.Delete(g.members, i, i+1)
-	}
-	return len(g.members) == 0
-}
-
-// pick returns the member whose turn it is: connected ones in turn, and where
-// none is connected, one whose session keeps the message.
-func (g *shareGroup) pick(p *plane, topic string) *subscription {
-	g.mu.Lock()
-	defer g.mu.Unlock()
-	var away *subscription
-	for range g.members {
-		g.turn = (g.turn + 1) % len(g.members)
-		sub := g.members[g.turn]
-		sub.session.mu.Lock()
-		online, lasts, who := sub.session.link != nil, sub.session.id != 0, sub.session.who
-		sub.session.mu.Unlock()
-		if acl := p.acl.Load(); acl.receive && !acl.allows(who, actionReceive, topic) {
-			continue
-		}
-		if online {
-			return sub
-		}
-		if lasts && away == nil {
-			away = sub
-		}
-	}
-	return away
-}

@@ -676,15 +676,6 @@ func (s *session) detach(o owner) bool {
 	return true
 }
 
-// orphan is a delivery that came by a shared subscription to a session that
-// has ended, and that another member of the group shall have.
-type orphan struct {
-	msg    *storage.Message
-	share  string           // key of the group
-	ticket *ticket          // owed to the publisher while it is not safe; nil after
-	seg    *storage.Segment // has it, until the new member's claim is in the journal; nil if none has
-}
-
 // end finishes everything that the session still has, and returns what others
 // shall have of it: not what is QoS 2 and was sent once [MQTT-4.8.2-5]. The
 // caller has taken it out of the plane. s.mu is held.

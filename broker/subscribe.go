@@ -158,12 +158,6 @@ func (p *plane) addSubscriptions(s *session, identifier uint32, filters []filter
 	return codes, rows, p.queueRetained(s, found, b)
 }
 
-// retainedMatch is a retained message and the new subscription that matches.
-type retainedMatch struct {
-	m   *storage.Message
-	sub *subscription
-}
-
 // filterWeight is how many subscriptions a filter counts for: one for every 512
 // bytes that it takes in memory, levels included, which one with wildcards may
 // have visited for any message. A share group is looked at for each message.
@@ -194,43 +188,6 @@ func (p *plane) maySubscribe(s *session, f filterRequest) byte {
 	}
 	return f.options & 3
 }
-
-// queueRetained queues the retained messages that new subscriptions match. It
-// returns what must be stored of them. s.mu is held.
-func (p *plane) queueRetained(s *session, found []retainedMatch, b *batch) (pubs []*storage.Publication) {
-	misses := 0
-	for _, f := range found {
-		m, sub := f.m, f.sub
-		if s.full(m.Size()) {
-			s.pump(b) // the client may be there to take some
-		}
-		if s.full(m.Size()) { // they do not displace what was acknowledged
-			p.drop(dropQueueFull)
-			if misses++; misses == 1 {
-				p.log.Warn("queue full, retained messages dropped", "client", s.clientID, "filter", sub.filter)
-			}
-			if misses >= maxMisses || s.live >= p.cfg.MaxQueueMessages {
-				break
-			}
-			continue
-		}
-		var ids []uint32
-		if sub.identifier != 0 {
-			ids = []uint32{sub.identifier}
-		}
-		qos := min(m.QoS, sub.options&3)
-		e := s.enqueue(m, qos, true, ids, b)
-		if s.id != 0 && qos > 0 {
-			pubs = append(pubs, &storage.Publication{Message: m, Claims: []storage.Claim{e}})
-		}
-	}
-	return pubs
-}
-
-// maxMisses is how many retained messages may not fit into the queue before
-// the rest is left alone: one large one must not hide the small ones, and a
-// full queue must not be looked at for each of a hundred thousand.
-const maxMisses = 1000
 
 // unsubscribe handles an UNSUBSCRIBE.
 func (p *plane) unsubscribe(s *session, acks *ackQueue, id uint16, filters []string, b *batch) {

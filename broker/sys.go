@@ -6,7 +6,6 @@ import (
 	"strconv"
 	"strings"
 	"sync"
-	"sync/atomic"
 	"time"
 
 	"penstock/storage"
@@ -226,51 +225,4 @@ func (p *plane) announce(topic, payload string, b *batch) {
 		return
 	}
 	p.publish(nil, &storage.Message{Topic: topic, Payload: []byte(payload), Retain: true}, b, nil)
-}
-
-// retainedTree is the retained messages by topic. It counts the broker's own,
-// and the size of them all.
-type retainedTree struct {
-	topicTree[*storage.Message]
-	bytes    int64 // topics, payloads and properties, but for the next
-	own      int   // messages below $SYS
-	ownBytes int64
-	cost     atomic.Int64 // what max_retained bounds; changed with the plane's lock held
-}
-
-// levelCost is what the index takes for a level of a retained topic that no
-// other topic has, bytes.
-const levelCost = 100
-
-// retainedCost is what a retained message takes in memory, bytes.
-func retainedCost(topic string, size int) int64 {
-	return int64(size + levelCost*(1+strings.Count(topic, "/")))
-}
-
-// put replaces the message of a topic.
-func (t *retainedTree) put(topic string, m *storage.Message) (old *storage.Message, replaced bool) {
-	old, replaced = t.topicTree.put(topic, m)
-	t.add(topic, m, 1)
-	if replaced {
-		t.add(topic, old, -1)
-	}
-	return old, replaced
-}
-
-func (t *retainedTree) delete(topic string) (old *storage.Message, ok bool) {
-	if old, ok = t.topicTree.delete(topic); ok {
-		t.add(topic, old, -1)
-	}
-	return old, ok
-}
-
-func (t *retainedTree) add(topic string, m *storage.Message, sign int) {
-	size := int64(sign * m.Size())
-	if inMemory(topic) {
-		t.own += sign
-		t.ownBytes += size
-	} else {
-		t.bytes += size
-		t.cost.Add(int64(sign) * retainedCost(topic, m.Size()))
-	}
 }

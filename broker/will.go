@@ -63,3 +63,15 @@ func (p *plane) fireWill(clientID string, w *will, b *batch) {
 	}
 	p.disarm(clientID, w)
 }
+
+// willRoom reports whether a client's new will has room. The one that it takes
+// the place of makes some.
+func (p *plane) willRoom(clientID string, m *storage.Message) bool {
+	p.sessMu.Lock()
+	defer p.sessMu.Unlock()
+	size := int64(m.Size())
+	if old := p.wills[clientID]; old != nil {
+		size -= int64(old.msg.Size())
+	}
+	return size <= 0 || p.willBytes.Load()+size <= int64(p.cfg.MaxRetained)
+}

@@ -1,0 +1,125 @@
+package broker
+
+import (
+	"slices"
+	"sync"
+
+	"penstock/storage"
+)
+
+// shareGroup is the members of one shared subscription (4.8.2).
+type shareGroup struct {
+	key string // group and filter
+	sub *subscription
+
+	mu      sync.Mutex
+	members []*subscription
+	turn    int
+}
+
+// replace puts a member in the place of another.
+func (g *shareGroup) replace(old, sub *subscription) {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	if i := slices.Index(g.members, old); i >= 0 {
+		g.members[i] = sub
+	}
+}
+
+// remove takes a member out. It reports whether the group is empty now.
+func (g *shareGroup) remove(sub *subscription) (empty bool) {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	if i := slices.Index(g.members, sub); i >= 0 {
+		g.members = slices.Delete(g.members, i, i+1)
+	}
+	return len(g.members) == 0
+}
+
+// pick returns the member whose turn it is: connected ones in turn, and where
+// none is connected, one whose session keeps the message.
+func (g *shareGroup) pick(p *plane, topic string) *subscription {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	var away *subscription
+	for range g.members {
+		g.turn = (g.turn + 1) % len(g.members)
+		sub := g.members[g.turn]
+		sub.session.mu.Lock()
+		online, lasts, who := sub.session.link != nil, sub.session.id != 0, sub.session.who
+		sub.session.mu.Unlock()
+		if acl := p.acl.Load(); acl.receive && !acl.allows(who, actionReceive, topic) {
+			continue
+		}
+		if online {
+			return sub
+		}
+		if lasts && away == nil {
+			away = sub
+		}
+	}
+	return away
+}
+
+// orphan is a delivery that came by a shared subscription to a session that
+// has ended, and that another member of the group shall have.
+type orphan struct {
+	msg    *storage.Message
+	share  string           // key of the group
+	ticket *ticket          // owed to the publisher while it is not safe; nil after
+	seg    *storage.Segment // has it, until the new member's claim is in the journal; nil if none has
+}
+
+// deliverShared gives a message to one member of a share group. It reports
+// whether there was one.
+func (p *plane) deliverShared(g *shareGroup, m *storage.Message, kept bool, b *batch, r *receipt) (*storage.Message, bool, bool) {
+	for {
+		sub := g.pick(p, m.Topic)
+		if sub == nil {
+			return m, kept, false
+		}
+		d := route{s: sub.session, share: g.key}
+		d.merge(sub)
+		ok := false
+		if m, kept, ok = p.deliver(&d, m, kept, b, r); ok {
+			return m, kept, true
+		}
+		// Its session has ended meanwhile, and it is about to leave the group
+		// or has left it.
+		g.remove(sub)
+	}
+}
+
+// adopt gives a message of a session that has ended to another member of its
+// share group.
+func (p *plane) adopt(o orphan, b *batch) {
+	r := receipt{t: o.ticket}
+	given := false
+	p.mu.RLock()
+	g := p.groups[o.share]
+	p.mu.RUnlock()
+	if g != nil {
+		_, _, given = p.deliverShared(g, o.msg, true, b, &r)
+	}
+	if !given {
+		p.drop(dropSessionEnded)
+	}
+	if r.pub != nil {
+		p.journal.Publish(r.pub)
+	}
+	if o.ticket != nil {
+		o.ticket.release(b) // what it owed to the session that has ended
+	}
+	if o.seg != nil {
+		o.seg.Release() // the new claim comes before this in the journal
+	}
+}
+
+// shareKey returns the key of a share group, the group's own where there is
+// one: many deliveries have it.
+func (p *plane) shareKey(key string) string {
+	if g := p.groups[key]; g != nil {
+		return g.key
+	}
+	return key
+}

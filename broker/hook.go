@@ -1,10 +1,7 @@
 package broker
 
 import (
-	"crypto/rand"
-	"encoding/binary"
 	"errors"
-	"fmt"
 	"math"
 	"net"
 	"net/netip"
@@ -15,101 +12,6 @@ import (
 )
 
 var errRefused = errors.New("connection refused")
-
-// greet handles the CONNECT, of which first is the first byte. mochi is given one that says no more than it has
-// to know: it refuses some that are legal, lets some pass that are not, and
-// sessions, wills, windows and aliases are ours.
-func (c *conn) greet(first byte, body []byte) error {
-	h, err := parseConnect(body)
-	c.hello, c.version = h, h.version
-	if err == nil && first&0x0F != 0 && h.version > 3 {
-		err = malformed("reserved flags of a CONNECT") // [MQTT-2.1.3-1]
-	}
-	if c.refusal != 0 && err != errNotMQTT { // counted when it was accepted
-		return c.refuse(c.refusal, "too many connections", h.clientID)
-	}
-	if err == errNotMQTT {
-		_ = c.Close() // not a client of ours; it gets no answer
-		return err
-	}
-	var wrong *wireError
-	if errors.As(err, &wrong) {
-		return c.refuse(wrong.reason, wrong.text, h.clientID)
-	}
-	if h.will != nil && !validTopic(h.will.Topic, c.b.cfg.MaxTopicBytes, c.b.cfg.MaxTopicLevels) {
-		return c.refuse(reasonTopicInvalid, "will topic is not a topic name, is too long, or has too many levels", h.clientID)
-	}
-	if h.expiry > 0 && len(h.clientID) > c.b.cfg.MaxTopicBytes { // it is kept, and there may be many
-		return c.refuse(reasonClientIDInvalid, "client identifier is too long for a persistent session", h.clientID[:64])
-	}
-	if h.clientID == "" { // [MQTT-3.1.3-6] [MQTT-3.1.3-7]
-		h.clientID, c.assigned = "auto-"+rand.Text(), true
-	}
-	c.noProblems = h.noProblems
-	c.keepAlive = time.Duration(h.keepAlive) * time.Second
-	if most := c.b.cfg.MaxKeepAlive.D().Truncate(time.Second); h.version == 5 && most > 0 && (c.keepAlive == 0 || c.keepAlive > most) {
-		c.keepAlive, c.imposed = most, true
-	}
-	c.keepAlive = c.keepAlive * 3 / 2 // [MQTT-3.1.2-22]
-	g := []byte{0, 4, 'M', 'Q', 'T', 'T', 5, 2, 0, 0, 0, byte(len(h.clientID) >> 8), byte(len(h.clientID))}
-	g = append(g, h.clientID...)
-	h.greeting = append(appendVarint([]byte{typeConnect << 4}, len(g)), g...)
-	return nil
-}
-
-// refuse answers a CONNECT with the reason, or what MQTT 3.x has for it
-// (3.2.2.3), and closes. It returns errRefused.
-func (c *conn) refuse(reason byte, text, clientID string) error {
-	c.b.notice("connection refused", "client", clientID, "address", c.sock.RemoteAddr().String(), "reason", fmt.Sprintf("0x%02X", reason), "err", text)
-	// Mosquitto's bridges first say their version with the high bit set, and
-	// fall back when they get the return code of that version.
-	if c.version&0x7F >= 5 {
-		var props []byte
-		if text != "" {
-			props = appendProperty(nil, propReasonString, text)
-		}
-		packet := appendConnack(nil, 5, false, reason, props)
-		if c.hello.tooLarge(packet) { // [MQTT-3.2.2-19]
-			packet = appendConnack(nil, 5, false, reason, nil)
-		}
-		if !c.hello.tooLarge(packet) {
-			c.say(packet)
-		}
-	} else if code := connackV3(reason); code != 0 {
-		c.say(appendConnack(nil, 3, false, code, nil))
-	}
-	c.outMu.Lock()
-	c.parting = true
-	c.outMu.Unlock()
-	_ = c.Close()
-	return errRefused
-}
-
-// connack returns the CONNACK of a session.
-func (c *conn) connack() []byte {
-	if c.version < 5 {
-		return appendConnack(nil, c.version, c.present, 0, nil)
-	}
-	h, cfg := c.hello, &c.b.cfg
-	props := []byte{propReceiveMaximum, byte(cfg.ReceiveMaximum >> 8), byte(cfg.ReceiveMaximum)}
-	props = binary.BigEndian.AppendUint32(append(props, propMaximumPacket), uint32(c.ln.limits.maxPacket))
-	props = append(props, propTopicAliasMaximum, 0, maxAliases)
-	if capped := c.b.capExpiry(h.expiry); capped < h.expiry { // 3.2.2.3.2
-		props = binary.BigEndian.AppendUint32(append(props, propSessionExpiry), capped)
-	}
-	if c.assigned { // [MQTT-3.2.2-16]
-		props = appendProperty(props, propAssignedID, h.clientID)
-	}
-	if c.imposed { // [MQTT-3.2.2-21]
-		props = binary.BigEndian.AppendUint16(append(props, propServerKeepAlive), uint16(c.keepAlive*2/3/time.Second))
-	}
-	if cfg.ResponseInfo != "" && h.wantResponse { // [MQTT-3.1.2-28]
-		if info, ok := expand(cfg.ResponseInfo, c.who); ok {
-			props = appendProperty(props, propResponseInfo, info)
-		}
-	}
-	return appendConnack(nil, 5, c.present, 0, props)
-}
 
 // hook is the one hook in mochi: it turns its control plane's events into
 // calls of the data plane. mochi calls each of its methods in the goroutine
@@ -129,24 +31,6 @@ func (h *hook) Provides(event byte) bool {
 		return true
 	}
 	return false
-}
-
-// connackV3 returns the CONNACK return code of MQTT 3.x for a reason code; 0
-// where it has none, and the connection is just closed.
-func connackV3(reason byte) byte {
-	switch reason {
-	case reasonUnsupportedVersion:
-		return 1
-	case reasonClientIDInvalid:
-		return 2
-	case reasonUnavailable, reasonBusy, reasonQuota, reasonShuttingDown:
-		return 3
-	case reasonBadCredentials:
-		return 4
-	case reasonNotAuthorized:
-		return 5
-	}
-	return 0
 }
 
 // OnConnect authenticates. It is done here, for here the refusal can say why.

@@ -966,10 +966,10 @@ func TestRestartWithMuch(t *testing.T) {
 // not read them when it stopped.
 func TestLastWordsBeforeStop(t *testing.T) {
 	dir := t.TempDir()
-	for round := range 30 {
+	for round := range 4 {
 		s := start(t, dir)
 		var subs []*client
-		for i := range 8 {
+		for i := range 40 {
 			c, _ := s.connect(connectOptions{id: fmt.Sprint(i), version: byte(4 + i%2), expiry: 3600, will: &storage.Message{Topic: "will", QoS: 1}})
 			c.subscribe(1, "a")
 			subs = append(subs, c)

@@ -21,7 +21,7 @@ type Config struct {
 	WriteTimeout     units.Duration   `toml:"write_timeout"`           // a client that takes no byte for so long is disconnected
 	MaxPacket        units.Bytes      `toml:"max_packet"`              // largest packet taken from a signed-in client
 	MaxConnect       units.Bytes      `toml:"max_connect"`             // largest CONNECT
-	MaxTopicBytes    int              `toml:"max_topic_bytes"`         // length of a topic name or filter, and of the client identifier of a persistent session
+	MaxTopicBytes    int              `toml:"max_topic_bytes"`         // length of a topic name or filter
 	MaxTopicLevels   int              `toml:"max_topic_levels"`        // levels of a topic name or filter
 	MaxSubscriptions int              `toml:"max_subscriptions"`       // per client
 	ReceiveMaximum   int              `toml:"receive_maximum"`         // PUBLISH packets of QoS 1 and 2 that a client may have unacknowledged

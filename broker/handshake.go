@@ -103,9 +103,6 @@ func (c *conn) greet(first byte, body []byte) error {
 	if h.will != nil && !validTopic(h.will.Topic, c.b.cfg.MaxTopicBytes, c.b.cfg.MaxTopicLevels) {
 		return c.refuse(reasonTopicInvalid, "will topic is not a topic name, is too long, or has too many levels", h.clientID)
 	}
-	if h.expiry > 0 && len(h.clientID) > c.b.cfg.MaxTopicBytes { // it is kept, and there may be many
-		return c.refuse(reasonClientIDInvalid, "client identifier is too long for a persistent session", h.clientID[:64])
-	}
 	if h.clientID == "" { // [MQTT-3.1.3-6] [MQTT-3.1.3-7]
 		h.clientID, c.assigned = "auto-"+rand.Text(), true
 	}

@@ -7,10 +7,9 @@ import (
 )
 
 // limitListener returns ln such that at most n of its connections are open at a
-// time, and at most each of one address (four times as many of programs on this
-// machine): each costs buffers and a goroutine, and a gateway has little of
-// either. Beyond n they wait; beyond the share of an address they are closed,
-// so that nobody takes the places of all others.
+// time, and at most each of one address: each costs buffers and a goroutine, and
+// a gateway has little of either. Beyond n they wait; beyond the share of an
+// address they are closed, so that nobody takes the places of all others.
 func limitListener(ln net.Listener, n, each int) net.Listener {
 	return &limitedListener{
 		Listener: ln, slots: make(chan struct{}, n), each: each, held: make(map[netip.Addr]int), closed: make(chan struct{}),
@@ -50,13 +49,9 @@ func (l *limitedListener) Accept() (net.Conn, error) {
 
 // take counts a connection of an address, unless there are too many.
 func (l *limitedListener) take(addr netip.Addr) bool {
-	most := l.each
-	if addr == netip.IPv6Loopback() {
-		most *= 4
-	}
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	if l.held[addr] >= most {
+	if l.held[addr] >= l.each {
 		return false
 	}
 	l.held[addr]++
@@ -78,9 +73,6 @@ func address(c net.Conn) netip.Addr {
 	tcp, ok := c.RemoteAddr().(*net.TCPAddr)
 	if !ok {
 		return netip.Addr{}
-	}
-	if tcp.IP.IsLoopback() {
-		return netip.IPv6Loopback() // all 16 million of them are one
 	}
 	return tcp.AddrPort().Addr().Unmap()
 }

@@ -22,7 +22,7 @@ var attacks = []attack{
 		name:  "10,000 connections that say nothing",
 		moved: `penstock_limited_total{limit="evicted"}`,
 		last:  10 * time.Second,
-		bound: 10_000 * 20 << 10, why: "20 kB for each connection: two goroutines' stacks, and their buffers",
+		bound: 10_000 * 10 << 10, why: "10 kB for each connection: a goroutine and its state",
 		stays:    8 * mib, // what Go keeps of 20,000 goroutines and 10,000 descriptors that ended
 		connects: true,
 		run: func(ctx context.Context, a *arena) {

@@ -1,7 +1,7 @@
-// Package broker is Penstock's MQTT broker. mochi-mqtt is its control plane
-// (handshake, client registry, codec of control packets); the data plane,
-// which keeps the promise that an acknowledged message is never lost and never
-// out of order, is its own. docs/delivery.md has its state machines on a page.
+// Package broker is Penstock's MQTT broker. mochi-mqtt does the handshake
+// of a connection, up to its CONNACK; the data plane, which keeps the promise
+// that an acknowledged message is never lost and never out of order, is its
+// own. docs/delivery.md has its state machines on a page.
 package broker
 
 import (

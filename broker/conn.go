@@ -58,7 +58,7 @@ type conn struct {
 	topics    map[string]*topicState
 	routes    int                          // of topics
 	aliases   *[maxAliases + 1]*topicState // nil until the client uses one
-	gotHello  bool                         // CONNECT was handed to mochi
+	gotHello  bool                         // CONNECT was read
 	up        bool                         // CONNACK with success was written; changed with outMu held, for kick reads it
 	heard     bool                         // a packet came since the read deadline was looked at
 	goodbye   bool                         // DISCONNECT was read

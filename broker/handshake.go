@@ -80,7 +80,8 @@ func (h *handshake) SetReadDeadline(time.Time) error { return nil }
 // SetWriteDeadline implements net.Conn and does nothing, like SetDeadline.
 func (h *handshake) SetWriteDeadline(time.Time) error { return nil }
 
-// greet handles the CONNECT, of which first is the first byte. mochi is given one that says no more than it has
+// greet handles the CONNECT, of which first is the first byte. mochi is given
+// one that says no more than it has
 // to know: it refuses some that are legal, lets some pass that are not, and
 // sessions, wills, windows and aliases are ours.
 func (c *conn) greet(first byte, body []byte) error {

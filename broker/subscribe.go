@@ -150,8 +150,8 @@ func (p *plane) addSubscriptions(s *session, identifier uint32, filters []filter
 		}
 	}
 	p.gen.Add(1)
-	// From here on only this session is held up. It gets nothing live before
-	// the retained messages are queued.
+	// From here on others can subscribe and publish. This session gets nothing
+	// live before the retained messages are queued.
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	unlock()

@@ -599,7 +599,8 @@ func (c *client) publishFrame(m message) []byte {
 }
 
 // publish publishes, goes through the acknowledgements, and returns the reason
-// code of the first.
+// code of the first. When it returns the broker has handled the message, also
+// at QoS 0: what another client does next comes after it.
 func (c *client) publish(m message) byte {
 	c.t.Helper()
 	if m.qos > 0 && m.id == 0 {
@@ -607,6 +608,8 @@ func (c *client) publish(m message) byte {
 	}
 	c.send(c.publishFrame(m))
 	switch m.qos {
+	case 0:
+		c.ping()
 	case 1:
 		return c.ack(kindPuback, m.id)
 	case 2:

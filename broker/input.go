@@ -88,24 +88,19 @@ func (c *conn) receive(size int) (int, error) {
 // then the runtime waits, and meanwhile the connection has no buffer.
 func (c *conn) readNow(fd uintptr) bool {
 	c.makeRoom()
-	for {
-		n, err := syscall.Read(int(fd), c.in[c.w:])
-		switch {
-		case err == syscall.EINTR:
-			continue
-		case err == syscall.EAGAIN:
-			c.shelve()
-			return false
-		case err != nil:
-			c.readErr = os.NewSyscallError("read", err)
-		case n == 0:
-			c.readErr = io.EOF
-		default:
-			c.readN = n
-			c.w += n
-		}
-		return true
+	switch n, err := readNonblock(fd, c.in[c.w:]); {
+	case err == syscall.EAGAIN:
+		c.shelve()
+		return false
+	case err != nil:
+		c.readErr = os.NewSyscallError("read", err)
+	case n == 0:
+		c.readErr = io.EOF
+	default:
+		c.readN = n
+		c.w += n
 	}
+	return true
 }
 
 // makeRoom makes room in the input buffer for at least one byte, and for the whole

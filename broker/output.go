@@ -3,7 +3,6 @@ package broker
 import (
 	"errors"
 	"os"
-	"syscall"
 	"time"
 
 	"penstock/storage"
@@ -188,11 +187,8 @@ func (c *conn) flush() {
 // with the socket is left for the writer to find.
 func (c *conn) writeNow(fd uintptr) {
 	for len(c.now) > 0 {
-		n, err := syscall.Write(int(fd), c.now)
-		if err == syscall.EINTR {
-			continue
-		}
-		if err != nil || n <= 0 {
+		n, err := writeNonblock(fd, c.now)
+		if err != nil || n == 0 {
 			return
 		}
 		c.now = c.now[n:]

@@ -14,4 +14,5 @@ const (
 	faultPubrelEarly          // 6: a PUBREL leaves before the PUBREC is durable
 	faultDeliverEarly         // 7: a QoS 2 delivery leaves before it is durable
 	faultSplitInbound         // 8: a QoS 2 identifier is committed apart from its message
+	faultOrphanEarly          // 9: what a share group's member leaves is given up before another has it
 )

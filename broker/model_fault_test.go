@@ -17,6 +17,7 @@ func TestModelFindsFaults(t *testing.T) {
 		faultPubrelEarly:   "PUBREL before its state is durable",
 		faultDeliverEarly:  "QoS 2 delivery before it is durable",
 		faultSplitInbound:  "QoS 2 identifier apart from its message",
+		faultOrphanEarly:   "message of a share group given up before another member has it",
 	} {
 		t.Run(name, func(t *testing.T) {
 			activeFault.Store(int32(d))

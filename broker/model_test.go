@@ -64,7 +64,7 @@ type simClient struct {
 	clean    bool // Clean Start until a CONNACK comes
 	unsub    bool // UNSUBSCRIBE sent, no UNSUBACK
 
-	sent    int             // messages published so far
+	sent    []byte          // QoS of the messages published so far
 	out     []*simMessage   // unfinished, in order
 	acked   map[int]byte    // message number → QoS
 	need    map[int][]int   // message number → subscribers whose SUBACK came before it was sent
@@ -135,6 +135,9 @@ type sim struct {
 	cut     bool // the power goes during the commit that runs
 	calm    bool // nothing fails any more
 	ids     uint64
+	filter  string // what subscribers subscribe to
+	shared  bool   // it is a shared subscription: each message goes to one of them
+	ended   bool   // a session of the share group has ended, so what it had went on to others
 	steps   int
 	cuts    int
 	failure string
@@ -158,6 +161,10 @@ func newSim(seed uint64, trace *strings.Builder) *sim {
 	w := &sim{rng: rand.New(rand.NewPCG(seed, 1)), cfg: DefaultConfig(), log: slog.New(slog.DiscardHandler), store: &storagetest.Memory{}, trace: trace}
 	w.cfg.Window = modelWindow
 	w.ids = []uint64{scarceIDs, plentyIDs}[seed%2]
+	w.filter, w.shared = "t/#", seed%3 == 0
+	if w.shared {
+		w.filter = "$share/g/t/#"
+	}
 	w.cfg.WillGrace = 0
 	w.store.BeforeCommit = func() bool { return w.chance(40) && w.breakCommit() }
 	w.store.AfterCommit = func() bool { return w.chance(40) && w.breakCommit() }
@@ -251,6 +258,7 @@ func (c *simClient) connect() {
 		c.persists, c.held, c.out, c.qos2, c.late = false, nil, nil, map[uint16]bool{}, map[uint16]bool{}
 		c.subSent, c.subAcked, c.unsub = false, false, false
 		c.unneed()
+		c.w.ended = true
 	}
 	window := 1 + c.w.rng.IntN(modelWindow)
 	k.sess, k.present, k.durable = c.w.plane.open(k, opening{clientID: c.name, version: 4, expiry: 1000, window: window, cleanStart: c.clean}, &b)
@@ -259,11 +267,17 @@ func (c *simClient) connect() {
 }
 
 // unneed takes the client off the lists of who must get what: it has asked to
-// get nothing more.
+// get nothing more. In a share group another member gets what was meant for it,
+// as long as there is one, but nothing of QoS 2 that the client may have
+// [MQTT-4.8.2-5].
 func (c *simClient) unneed() {
+	others := slices.ContainsFunc(c.w.clients, func(o *simClient) bool { return o != c && o.subAcked })
 	for _, o := range c.w.clients {
 		for n, l := range o.need {
-			o.need[n] = slices.DeleteFunc(slices.Clone(l), func(i int) bool { return i == c.index })
+			if c.w.shared && others && o.sent[n] == 1 {
+				continue
+			}
+			o.need[n] = slices.DeleteFunc(slices.Clone(l), func(i int) bool { return c.w.shared || i == c.index })
 		}
 	}
 }
@@ -314,9 +328,9 @@ func (c *simClient) handle() {
 	case typePubcomp:
 		k.sess.pubcomp(p.id, &b)
 	case typeUnsubscribe:
-		w.plane.unsubscribe(k.sess, &k.acks, p.id, []string{"t/#"}, &b)
+		w.plane.unsubscribe(k.sess, &k.acks, p.id, []string{w.filter}, &b)
 	case typeSubscribe:
-		w.plane.subscribe(k.sess, &k.acks, p.id, 0, []filterRequest{{filter: "t/#", options: c.subQoS | 2<<4}}, &b)
+		w.plane.subscribe(k.sess, &k.acks, p.id, 0, []filterRequest{{filter: w.filter, options: c.subQoS | 2<<4}}, &b)
 	}
 	if w.cut { // only a defect that is put in commits here
 		w.power()
@@ -414,12 +428,13 @@ func (c *simClient) delivered(p simPacket) {
 	if fresh {
 		key := [2]int{p.from, p.n}
 		c.got[key]++
-		if p.qos == 2 && c.got[key] > 1 {
+		if p.qos == 2 && c.got[key] > 1 && !(w.shared && w.ended) {
 			w.fail("%s: message %d/%d came twice at QoS 2", c.name, p.from, p.n)
 		}
 		// A message first sent before the subscription was there may come late,
-		// when its publisher sends it again.
-		if c.got[key] == 1 && slices.Contains(w.clients[p.from].need[p.n], c.index) {
+		// when its publisher sends it again. So may one whose first copy went to
+		// another member of a share group.
+		if c.got[key] == 1 && slices.Contains(w.clients[p.from].need[p.n], c.index) && !w.shared {
 			line := [2]int{p.from, int(p.qos)}
 			if last, ok := c.highest[line]; ok && p.n < last {
 				w.fail("%s: message %d/%d came after %d", c.name, p.from, p.n, last)
@@ -445,18 +460,18 @@ func (c *simClient) acknowledge(i int) {
 }
 
 func (c *simClient) publish() {
-	if len(c.out) >= 3 || c.sent >= 20 {
+	if len(c.out) >= 3 || len(c.sent) >= 20 {
 		return
 	}
 	id := 1
 	for slices.ContainsFunc(c.out, func(m *simMessage) bool { return m.id == id }) {
 		id++ // the lowest one free, so that identifiers come back soon
 	}
-	m := &simMessage{n: c.sent, id: id, qos: byte(1 + c.w.rng.IntN(2))}
+	m := &simMessage{n: len(c.sent), id: id, qos: byte(1 + c.w.rng.IntN(2))}
 	// Order is promised per QoS: a QoS 1 message that is sent again may well
 	// replace a QoS 2 message that came after its first copy.
 	m.retain = m.qos == 1 && c.w.rng.IntN(3) == 0
-	c.sent++
+	c.sent = append(c.sent, m.qos)
 	c.out = append(c.out, m)
 	for _, s := range c.w.clients {
 		if s.subAcked {
@@ -550,8 +565,12 @@ func (w *sim) check() {
 			w.fail("%s: message %d was never acknowledged to the end", c.name, c.out[0].n)
 		}
 		for n := range c.acked {
+			key := [2]int{c.index, n}
+			if w.shared && slices.ContainsFunc(w.clients, func(o *simClient) bool { return o.got[key] > 0 }) {
+				continue
+			}
 			for _, s := range c.need[n] {
-				if w.clients[s].got[[2]int{c.index, n}] == 0 {
+				if w.clients[s].got[key] == 0 {
 					w.fail("message %d/%d was acknowledged and is lost to %s", c.index, n, w.clients[s].name)
 				}
 			}

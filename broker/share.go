@@ -94,6 +94,11 @@ func (p *plane) deliverShared(g *shareGroup, m *storage.Message, kept bool, b *b
 // share group.
 func (p *plane) adopt(o orphan, b *batch) {
 	r := receipt{t: o.ticket}
+	if fault(faultOrphanEarly) && o.seg != nil {
+		o.seg.Release()
+		o.seg = nil
+		_ = p.journal.Commit() // what a commit does that falls between the two
+	}
 	given := false
 	p.mu.RLock()
 	g := p.groups[o.share]

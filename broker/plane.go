@@ -485,7 +485,9 @@ func (p *plane) sweep(now time.Time, b *batch) {
 	p.sessMu.Lock()
 	var expired []*session
 	for _, s := range p.sessions {
-		s.mu.Lock()
+		if !s.mu.TryLock() {
+			continue // busy, so it has not been away for long; nobody else's CONNECT is to wait for it
+		}
 		if s.expired(now) {
 			expired = append(expired, s)
 		}

@@ -204,6 +204,26 @@ func TestSweepLooksTwice(t *testing.T) {
 	}
 }
 
+// A sweep does not wait for a busy session, with the lock that every CONNECT
+// needs.
+func TestSweepWaitsForNobody(t *testing.T) {
+	r := newRig(t)
+	s := r.connect("busy", 10).s
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	done := make(chan struct{})
+	go func() {
+		var b batch
+		r.p.sweep(time.Now(), &b)
+		close(done)
+	}()
+	select {
+	case <-done:
+	case <-time.After(10 * time.Second):
+		t.Fatal("the sweep waits")
+	}
+}
+
 // Deliveries that are finished behind a stuck one do not hold their payload.
 func TestFinishedHoldsNoPayload(t *testing.T) {
 	r := newRig(t)

@@ -93,7 +93,7 @@ SOAK_FUZZTIME_MAIN ?= 30m
 soak: ## the tests that take hours: MODEL_RUNS (5000000) of the model checker, KILL_ROUNDS (500) of kill -9
 	PENSTOCK_SOAK=1 PENSTOCK_MODEL_RUNS=$(MODEL_RUNS) PENSTOCK_KILL_ROUNDS=$(KILL_ROUNDS) \
 		$(GO) test -count 1 -timeout 24h -v -run 'Soak|Kill|Model' ./...
-	$(MAKE) --no-print-directory fuzz FUZZTIME=$(SOAK_FUZZTIME) FUZZTIME_MAIN=$(SOAK_FUZZTIME_MAIN)
+	$(MAKE) --no-print-directory -O -j $(shell nproc) fuzz FUZZFLAGS='-parallel 1' FUZZTIME=$(SOAK_FUZZTIME) FUZZTIME_MAIN=$(SOAK_FUZZTIME_MAIN)
 
 test-arm: ## the tests of broker and storage on emulated ARM: 64 bits, ARMv7, ARMv6 (wants qemu-user-static)
 	@set -e; for arm in $(ARM); do \
@@ -108,14 +108,13 @@ FUZZ_MAIN = FuzzFrame FuzzProperties FuzzSubIndex FuzzWebSocket FuzzConnection
 
 FUZZTIME ?= 10s
 FUZZTIME_MAIN ?= $(FUZZTIME)
-fuzz: ## run every fuzz test for FUZZTIME (10s), the most exposed ones for FUZZTIME_MAIN
-	@set -e; grep -rl --include='*_test.go' '^func Fuzz' . | while read -r file; do \
-		for name in $$(sed -n 's/^func \(Fuzz[A-Za-z0-9_]*\)(.*/\1/p' "$$file"); do \
-			case ' $(FUZZ_MAIN) ' in *" $$name "*) time=$(FUZZTIME_MAIN) ;; *) time=$(FUZZTIME) ;; esac; \
-			echo "$$name in $$file for $$time"; \
-			$(GO) test -run '^$$' -fuzz "^$$name\$$" -fuzztime $$time -fuzzminimizetime 10x "./$$(dirname "$$file")" </dev/null; \
-		done; \
-	done
+FUZZFLAGS ?=
+# Every fuzz test as its package's folder and its name.
+FUZZ = $(shell grep -ro --include='*_test.go' '^func Fuzz[A-Za-z0-9_]*' . | sed 's|[^/]*:func ||')
+.PHONY: $(FUZZ)
+fuzz: $(FUZZ) ## run every fuzz test for FUZZTIME (10s), the most exposed ones for FUZZTIME_MAIN; side by side with -j2 FUZZFLAGS='-parallel 1'
+$(FUZZ):
+	$(GO) test -run '^$$' -fuzz '^$(@F)$$' -fuzztime $(if $(filter $(@F),$(FUZZ_MAIN)),$(FUZZTIME_MAIN),$(FUZZTIME)) -fuzzminimizetime 10x $(FUZZFLAGS) ./$(@D) </dev/null
 
 attack: ## attack the program and watch a good client meanwhile; ATTACK='-run …' for a part
 	$(GO) test -tags attack -count 1 -timeout 15m -v $(ATTACK) ./broker/attack

@@ -51,6 +51,8 @@ type App struct {
 	level *slog.LevelVar
 	parts parts
 
+	serving *part // the broker
+
 	board  *hw.Board
 	db     *storage.DB
 	broker *broker.Broker
@@ -166,7 +168,7 @@ func (a *App) startBroker() error {
 		return addressHint(err, choose)
 	}
 	a.broker = b
-	a.parts.add("broker", b.Run, nil)
+	a.serving = a.parts.add("broker", b.Run, nil)
 	return nil
 }
 
@@ -183,7 +185,9 @@ func (a *App) startAPI() error {
 		return addressHint(err, "api.http or --http")
 	}
 	a.api = server
-	a.parts.add("api", server.Run, nil)
+	// A request that does not end must not keep the broker from telling its
+	// clients that it stops.
+	a.parts.add("api", server.Run, nil).with = a.serving
 	return nil
 }
 
@@ -429,11 +433,12 @@ type part struct {
 	done   chan struct{} // closed when run has returned
 	err    error         // what run returned; to be read after done
 	finish func() error  // may be nil
+	with   *part         // is told to end together with this one; may be nil
 }
 
 // add starts a part: run serves until its context ends (nil: there is nothing
 // to serve), finish is called after it (nil: there is nothing to finish).
-func (p *parts) add(name string, run func(context.Context) error, finish func() error) {
+func (p *parts) add(name string, run func(context.Context) error, finish func() error) *part {
 	if p.ended == nil {
 		p.ended = make(chan error, 1)
 	}
@@ -443,7 +448,7 @@ func (p *parts) add(name string, run func(context.Context) error, finish func() 
 	p.running = append(p.running, one)
 	if run == nil {
 		close(one.done)
-		return
+		return one
 	}
 	go func() {
 		defer close(one.done)
@@ -460,6 +465,7 @@ func (p *parts) add(name string, run func(context.Context) error, finish func() 
 		default:
 		}
 	}()
+	return one
 }
 
 // wait blocks until ctx ends, and returns nil, or until a part has ended by
@@ -482,6 +488,9 @@ func (p *parts) stop(within time.Duration) error {
 	var errs []error
 	for _, one := range slices.Backward(p.running) {
 		one.cancel()
+		if one.with != nil {
+			one.with.cancel()
+		}
 		stopped := make(chan error, 1)
 		go func() {
 			<-one.done

@@ -1,6 +1,7 @@
 package main
 
 import (
+	"bufio"
 	"bytes"
 	"context"
 	"errors"
@@ -245,6 +246,60 @@ func TestAppStartsAnnouncesAndStops(t *testing.T) {
 	out, _ = startApp(t, cfg, Options{})
 	if want := "admin       password set earlier, reset with: penstock passwd --data " + cfg.Storage.Dir + "\n"; !strings.Contains(out, want) {
 		t.Errorf("second start: got\n%s\nwant %q in it", out, want)
+	}
+}
+
+// TestStopIsPrompt: HTTP connections that hold the API up hold nobody else up.
+func TestStopIsPrompt(t *testing.T) {
+	for name, request := range map[string]string{
+		"spare connection": "",
+		"half a header":    "GET /healthz HTTP/1.1\r\nHost: x",
+		"half a body":      "POST /bwiot/api/v1/login HTTP/1.1\r\nHost: x\r\nContent-Length: 100\r\n\r\nuser",
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			out, stop := startApp(t, testConfig(t), Options{})
+			m := regexp.MustCompile(`(?s)tcp   (\S+).*http        http://(\S+)`).FindStringSubmatch(out)
+			web, err := net.Dial("tcp", m[2])
+			if err != nil {
+				t.Fatal(err)
+			}
+			defer web.Close()
+			if _, err := io.WriteString(web, request); err != nil {
+				t.Fatal(err)
+			}
+			client, err := net.Dial("tcp", m[1]) // does not close when it is told
+			if err != nil {
+				t.Fatal(err)
+			}
+			defer client.Close()
+			if _, err := client.Write([]byte("\x10\x0e\x00\x04MQTT\x05\x02\x00\x00\x00\x00\x01a")); err != nil {
+				t.Fatal(err)
+			}
+			client.SetReadDeadline(time.Now().Add(10 * time.Second))
+			packets := bufio.NewReader(client)
+			if first, err := packets.Peek(2); err != nil || first[0] != 0x20 {
+				t.Fatalf("got % x, %v, want a CONNACK", first, err)
+			} else if _, err := packets.Discard(2 + int(first[1])); err != nil {
+				t.Fatal(err)
+			}
+			began := time.Now()
+			stopped := make(chan error, 1)
+			go func() { stopped <- stop() }()
+			goodbye := make([]byte, 3)
+			if _, err := io.ReadFull(packets, goodbye); err != nil || goodbye[0] != 0xE0 || goodbye[2] != 0x8B {
+				t.Errorf("got % x, %v, want DISCONNECT with 0x8B", goodbye, err)
+			}
+			if took := time.Since(began); took > time.Second {
+				t.Errorf("the client was told after %s", took)
+			}
+			if err := <-stopped; err != nil {
+				t.Error(err)
+			}
+			if took := time.Since(began); took > 5*time.Second {
+				t.Errorf("the stop took %s", took)
+			}
+		})
 	}
 }
 

@@ -67,7 +67,7 @@ var defaultLimits = limits{
 	read:        15 * time.Second,
 	write:       30 * time.Second,
 	idle:        30 * time.Second,
-	shutdown:    5 * time.Second,
+	shutdown:    2 * time.Second,
 }
 
 // Server serves all HTTP APIs on one address.
@@ -100,6 +100,9 @@ func listen(cfg Config, d Deps, lim limits) (*Server, error) {
 		MaxHeaderBytes:    lim.header,
 		ErrorLog:          slog.NewLogLogger(d.Log.Handler(), slog.LevelDebug),
 	}
+	spare := spareConns{conns: make(map[net.Conn]struct{})}
+	s.http.ConnState = spare.note
+	s.http.RegisterOnShutdown(spare.close)
 	if cfg.HTTP == off {
 		return s, nil
 	}

@@ -108,6 +108,28 @@ func TestShutdownIsGraceful(t *testing.T) {
 	}
 }
 
+// A connection without a request, as browsers keep it, does not hold up the stop.
+func TestShutdownClosesSpareConnections(t *testing.T) {
+	g := apitest.Start(t, apitest.Config())
+	c, err := net.Dial("tcp", strings.TrimPrefix(g.URL, "http://"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer c.Close()
+	// Connections are accepted in order: with this answer the one before is known.
+	if resp, err := http.Get(g.URL + "/healthz"); err != nil {
+		t.Fatal(err)
+	} else {
+		resp.Body.Close()
+	}
+	if err := g.Stop(); err != nil {
+		t.Error(err)
+	}
+	if strings.Contains(g.Log.String(), "cut off") {
+		t.Errorf("the stop waited until its time was over:\n%s", g.Log)
+	}
+}
+
 // A request that never ends does not hold up the stop.
 func TestShutdownIsBounded(t *testing.T) {
 	g := apitest.StartWith(t, apitest.Config(), api.ListenImpatient(10, 50*time.Millisecond))

@@ -28,7 +28,8 @@ var (
 	ErrInvalidQoS   = errors.New("QoS is none of 0, 1, 2")
 )
 
-// stopTimeout bounds how long a stop takes.
+// stopTimeout bounds how long a stop takes. The last second of it is for what
+// the disk was doing when the rest was over.
 const stopTimeout = 5 * time.Second
 
 // Broker is the MQTT broker. All its methods are safe for concurrent use.
@@ -115,8 +116,8 @@ func New(cfg Config, db *storage.DB, log *slog.Logger, passed ...Socket) (_ *Bro
 }
 
 // Run serves until ctx ends. Then clients get a DISCONNECT that says so, what
-// is pending is committed, and Run returns, a second after stopTimeout at the
-// latest, be it with an error because the disk does not answer.
+// is pending is committed, and Run returns, within stopTimeout, be it with an
+// error because the disk does not answer.
 func (b *Broker) Run(ctx context.Context) error {
 	journalCtx, stopJournal := context.WithCancel(context.Background())
 	defer stopJournal()
@@ -143,7 +144,7 @@ func (b *Broker) Run(ctx context.Context) error {
 	for _, c := range b.connections() {
 		c.kick(reasonShuttingDown, reasonTexts[reasonShuttingDown])
 	}
-	flushCtx, cancel := context.WithTimeout(context.Background(), stopTimeout)
+	flushCtx, cancel := context.WithTimeout(context.Background(), stopTimeout-time.Second)
 	defer cancel()
 	gone := make(chan struct{})
 	go func() { b.serving.Wait(); close(gone) }()

@@ -135,9 +135,9 @@ func persistentPairs() workload {
 	return w
 }
 
-func fanIn(qos byte) workload {
+func fanIn(version, qos byte) workload {
 	return workload{
-		version: v311, qos: qos, publishers: 20, subscribers: 1, topic: lineTopic, filters: each("plant/+/state"),
+		version: version, qos: qos, publishers: 20, subscribers: 1, topic: lineTopic, filters: each("plant/+/state"),
 		payload: payloadBytes, window: 64, lead: 200,
 	}
 }
@@ -208,9 +208,14 @@ func scenarios() []scenario {
 				fanOut(v311, qos, subscribers).run)
 		}
 	}
-	add("fan-out", "qos1-fan-out-50-v5", "QoS 1, 1 to 50, MQTT 5", fanOut(v5, 1, 50).run)
 	for qos := range byte(3) {
-		add("fan-in", fmt.Sprintf("qos%d-fan-in", qos), fmt.Sprintf("QoS %d, 20 to 1", qos), fanIn(qos).run)
+		add("fan-out", fmt.Sprintf("qos%d-fan-out-50-v5", qos), fmt.Sprintf("QoS %d, 1 to 50, MQTT 5", qos), fanOut(v5, qos, 50).run)
+	}
+	for qos := range byte(3) {
+		add("fan-in", fmt.Sprintf("qos%d-fan-in", qos), fmt.Sprintf("QoS %d, 20 to 1", qos), fanIn(v311, qos).run)
+	}
+	for qos := range byte(3) {
+		add("fan-in", fmt.Sprintf("qos%d-fan-in-v5", qos), fmt.Sprintf("QoS %d, 20 to 1, MQTT 5", qos), fanIn(v5, qos).run)
 	}
 	for qos := range byte(2) {
 		for _, payload := range []int{16, 100, 1 << 10, 16 << 10, 64 << 10} {

@@ -45,7 +45,8 @@ func TestScenarios(t *testing.T) {
 	const messages = 200
 	many := []string{"1000", "wildcards-wide"} // with 1,000 subscribers a few messages do
 	perMessage := map[string]uint64{
-		"qos0-fan-out-50": 50, "qos1-fan-out-50": 50, "qos2-fan-out-50": 50, "qos1-fan-out-50-v5": 50,
+		"qos0-fan-out-50": 50, "qos1-fan-out-50": 50, "qos2-fan-out-50": 50,
+		"qos0-fan-out-50-v5": 50, "qos1-fan-out-50-v5": 50, "qos2-fan-out-50-v5": 50,
 		"qos0-fan-out-1000": 1000, "qos1-fan-out-1000": 1000, "qos2-fan-out-1000": 1000, "wildcards-wide": 1000,
 	}
 	phases := map[string]int{"stalled-reader": 2, "offline": 3, "offline-100": 3, "idle": 2, "idle-tls": 2, "retained": 2}

@@ -94,6 +94,7 @@ func (b *Broker) authenticate(c *conn, hasUser bool, password []byte) (byte, str
 	case <-c.closing:
 		return reasonUnavailable, unchecked
 	case <-timer.C:
+		b.plane.limit(limitLogins)
 		return reasonBusy, "too many logins wait to be checked"
 	}
 	ok, err := verifyPassword(cred.Hash, password)

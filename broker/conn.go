@@ -200,7 +200,13 @@ func (c *conn) next() error {
 	if !c.up {
 		limit = int(c.b.cfg.MaxConnect)
 	}
-	if size > limit {
+	switch {
+	case size > limit && !c.up:
+		if c.w-c.r < header+len("..MQIsdp")+1 { // up to the version
+			return c.fill(header + len("..MQIsdp") + 1)
+		}
+		return c.oversized(c.in[c.r+header : c.w])
+	case size > limit:
 		return c.fail(&wireError{reasonTooLarge, "packet is larger than allowed"})
 	}
 	if c.version == 5 && header > 2 && c.in[c.r+header-1] == 0 {

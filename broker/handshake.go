@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"math"
 	"net"
 	"syscall"
 	"time"
@@ -46,7 +47,7 @@ func (h *handshake) Write(p []byte) (int, error) {
 		c.outMu.Unlock()
 		return 0, errClosed
 	}
-	c.maxPacket, c.aliasMax = int(c.hello.maxPacket), min(int(c.hello.aliasMax), maxAliases)
+	c.maxPacket, c.aliasMax = int(min(c.hello.maxPacket, math.MaxInt32)), min(int(c.hello.aliasMax), maxAliases)
 	c.up = true
 	c.put(packet)
 	c.outMu.Unlock()
@@ -102,6 +103,7 @@ func (c *conn) greet(first byte, body []byte) error {
 		return c.refuse(wrong.reason, wrong.text, h.clientID)
 	}
 	if h.will != nil && !validTopic(h.will.Topic, c.b.cfg.MaxTopicBytes, c.b.cfg.MaxTopicLevels) {
+		c.b.plane.limit(limitTopic)
 		return c.refuse(reasonTopicInvalid, "will topic is not a topic name, is too long, or has too many levels", h.clientID)
 	}
 	if h.clientID == "" { // [MQTT-3.1.3-6] [MQTT-3.1.3-7]
@@ -117,6 +119,19 @@ func (c *conn) greet(first byte, body []byte) error {
 	g = append(g, h.clientID...)
 	h.greeting = append(appendVarint([]byte{typeConnect << 4}, len(g)), g...)
 	return nil
+}
+
+// oversized refuses a CONNECT that is larger than it may be, of which body is
+// the beginning, in the words of the version that it speaks.
+func (c *conn) oversized(body []byte) error {
+	h, err := parseConnect(body)
+	c.hello, c.version = h, h.version
+	c.b.plane.limit(limitPacketSize)
+	if err == errNotMQTT {
+		_ = c.Close() // it gets no answer
+		return err
+	}
+	return c.refuse(reasonTooLarge, "CONNECT is larger than max_connect", "")
 }
 
 // refuse answers a CONNECT with the reason, or what MQTT 3.x has for it

@@ -26,6 +26,7 @@ const (
 	limitOutput
 	limitSessions
 	limitRetained
+	limitLogins
 	limitKinds
 	noLimit = -1
 )
@@ -47,6 +48,7 @@ var limitNames = [limitKinds]string{
 	limitOutput:             "output",
 	limitSessions:           "sessions",
 	limitRetained:           "retained",
+	limitLogins:             "logins",
 }
 
 // limitOf is the limit that a connection ended for, by the reason code.

@@ -173,6 +173,26 @@ func TestLimitsAnswerAndCount(t *testing.T) {
 			c.send(c.publishPacket("a", strings.Repeat("x", 3000), 0, 0, 0))
 			return fmt.Sprintf("%#x", c.expectEnd())
 		}, [2]string{"0x0", "0x95"}},
+		{"packet-size", func(c *Config) { c.MaxConnect = 1024 }, func(s *server, c *client) string {
+			other := s.dial()
+			packet := connectPacket(connectOptions{version: c.version, id: strings.Repeat("x", 2000), clean: true})
+			other.send(packet[:7]) // the version comes later
+			other.send(packet[7:])
+			first, body, err := other.tryRead()
+			if err != nil {
+				return "closed"
+			}
+			return fmt.Sprintf("%#x %#x", first>>4, body[1])
+		}, [2]string{"closed", "0x2 0x95"}},
+		{"topic", func(c *Config) { c.MaxTopicLevels = 4 }, func(s *server, c *client) string {
+			other := s.dial()
+			other.send(connectPacket(connectOptions{version: c.version, clean: true, id: "w", will: &storage.Message{Topic: "a/b/c/d/e"}}))
+			first, body, err := other.tryRead()
+			if err != nil {
+				return "closed"
+			}
+			return fmt.Sprintf("%#x %#x", first>>4, body[1])
+		}, [2]string{"closed", "0x2 0x90"}},
 		{"topic", func(c *Config) { c.MaxTopicLevels = 4 }, func(s *server, c *client) string {
 			c.send(c.publishPacket("a/b/c/d/e", "x", 0, 0, 0))
 			return fmt.Sprintf("%#x", c.expectEnd())

@@ -1200,6 +1200,9 @@ func TestWriteTimeout(t *testing.T) {
 		if n := len(p.b.connections()); n != 0 {
 			t.Errorf("%d connections after the write timeout, want none", n)
 		}
+		if got := p.b.Stats().Limited["output"]; got != 1 {
+			t.Errorf("counted %d times as output, want 1", got)
+		}
 	})
 }
 

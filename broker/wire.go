@@ -360,7 +360,7 @@ type connectFrame struct {
 
 // tooLarge reports whether a packet is larger than the client takes.
 func (f *connectFrame) tooLarge(packet []byte) bool {
-	return f.maxPacket > 0 && len(packet) > int(f.maxPacket)
+	return f.maxPacket > 0 && uint64(len(packet)) > uint64(f.maxPacket)
 }
 
 // errNotMQTT is what a CONNECT is that gets no answer.

@@ -178,6 +178,28 @@ func TestReceive5(t *testing.T) {
 	sub.takePayloads("four", "five")
 }
 
+// TestIdentifierInUse5 uses an identifier that is open at QoS 2 for other
+// packets, which a client must not do [MQTT-2.2.1-3]: none is taken for another.
+func TestIdentifierInUse5(t *testing.T) {
+	t.Parallel()
+	s := start(t)
+	sub, _ := s.connect(t, connectFields{version: 5, clean: true})
+	sub.subscribe(2, "t")
+	c, _ := s.connect(t, connectFields{version: 5, clean: true})
+	c.send(c.publishFrame(message{topic: "t", payload: "first", qos: 2, id: 7}))
+	c.ack(kindPubrec, 7)
+	c.send(c.publishFrame(message{topic: "t", payload: "other", qos: 1, id: 7}))
+	c.ack(kindPuback, 7)
+	c.send(c.subscribeFrame(7, 1, []string{"f"}))
+	c.suback(7, 1)
+	c.send(c.publishFrame(message{topic: "t", payload: "first", qos: 2, id: 7, dup: true}))
+	c.ack(kindPubrec, 7)
+	c.send(pubrelFrame(7))
+	c.ack(kindPubcomp, 7)
+	c.publish(message{topic: "t", payload: "last", qos: 2, id: 7})
+	sub.takePayloads("first", "other", "last")
+}
+
 // TestWrongAcknowledgement5 acknowledges what there is not, or otherwise than
 // its QoS asks: nothing is lost, and others do not notice.
 func TestWrongAcknowledgement5(t *testing.T) {

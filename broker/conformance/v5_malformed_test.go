@@ -2,9 +2,12 @@ package conformance
 
 import (
 	"fmt"
+	"math"
 	"slices"
 	"strings"
 	"testing"
+
+	"penstock/broker"
 )
 
 // place is where a property may stand: a packet, or the will in a CONNECT.
@@ -70,6 +73,28 @@ var properties = []struct {
 	{"identifier that does not exist", 4, []byte{4, 0}, nil, false, nil},
 	{"identifier 0", 0, []byte{0, 0}, nil, false, nil},
 	{"identifier of two bytes", 0x81, []byte{0x81, 0x01, 0}, nil, false, nil},
+}
+
+// edges are the first and last values that a property may have, where they are
+// not the one above.
+var edges = map[byte][][]byte{
+	1:  {propByte(1, 0)},
+	2:  {propU32(2, 0), propU32(2, 1), propU32(2, uint32(math.MaxUint32))},
+	3:  {propStr(3, ""), propStr(3, strings.Repeat("x", 65535))},
+	8:  {propStr(8, "/")},
+	9:  {propStr(9, ""), propStr(9, strings.Repeat("\x00", 65535))},
+	11: {propVar(11, 127), propVar(11, 128), propVar(11, 1<<28-1)},
+	17: {propU32(17, 0), propU32(17, 1), propU32(17, uint32(math.MaxUint32))},
+	23: {propByte(23, 0)},
+	24: {propU32(24, 0), propU32(24, uint32(math.MaxUint32))},
+	25: {propByte(25, 0)},
+	28: {propStr(28, "")},
+	31: {propStr(31, ""), propStr(31, strings.Repeat("x", 65535))},
+	33: {propU16(33, 1), propU16(33, 65535)},
+	34: {propU16(34, 0), propU16(34, 1), propU16(34, 65535)},
+	35: {propU16(35, 16)}, // the most that we announce
+	38: {propUser("", ""), propUser(strings.Repeat("n", 65535), strings.Repeat("v", 65535))},
+	39: {propU32(39, math.MaxInt32), propU32(39, uint32(1<<31)), propU32(39, uint32(math.MaxUint32))},
 }
 
 // badText is what no UTF-8 string may hold.
@@ -164,7 +189,7 @@ func TestProperties5(t *testing.T) {
 	t.Parallel()
 	covers5(t, "MQTT-1.5.4-1", "MQTT-1.5.4-2", "MQTT-1.5.7-1", "MQTT-3.1.4-1", "MQTT-3.3.2-8", "MQTT-3.3.2-13", "MQTT-3.3.2-14",
 		"MQTT-3.3.2-19", "MQTT-3.3.4-6", "MQTT-4.13.1-1", "MQTT-4.13.2-1", "MQTT-3.2.2-6", "MQTT-3.2.2-7")
-	s := start(t)
+	s := start(t, func(c *broker.Config) { c.MaxConnect = 1 << 20 }) // the longest properties do not fit into less
 	well := s.witness(t)
 	for p := range places {
 		for _, prop := range properties {
@@ -187,6 +212,9 @@ func TestProperties5(t *testing.T) {
 			t.Run(name+"/valid", func(t *testing.T) { propertyIsTaken(t, s, p, prop.id, p.with(props(prop.valid))) })
 			if p == inAuth {
 				continue // is refused whatever is in it
+			}
+			for i, edge := range edges[prop.id] {
+				t.Run(fmt.Sprintf("%s/edge %d", name, i+1), func(t *testing.T) { propertyIsTaken(t, s, p, prop.id, p.with(props(edge))) })
 			}
 			t.Run(name+"/twice", func(t *testing.T) {
 				packet := p.with(props(prop.valid, prop.valid))
@@ -310,6 +338,7 @@ func TestTruncated5(t *testing.T) {
 		{"SUBSCRIBE", frame(kindSubscribe<<4|2, u16(7), long, str("a"), []byte{1}, str("b/c"), []byte{2}), 0, []int{2 + len(long) + 4}},
 		{"UNSUBSCRIBE", frame(kindUnsubscribe<<4|2, u16(7), long, str("a"), str("b/c")), 0, []int{2 + len(long) + 3}},
 		{"DISCONNECT", frame(kindDisconnect<<4, []byte{0}, long), 0, []int{0, 1}},
+		{"AUTH", frame(kindAuth<<4, []byte{0x18}, props(propStr(21, "x"))), 0, nil},
 	}
 	for _, tt := range tests {
 		body := tt.packet[2:]
@@ -319,6 +348,9 @@ func TestTruncated5(t *testing.T) {
 			}
 			t.Run(fmt.Sprintf("%s/body of %d bytes", tt.name, n), func(t *testing.T) {
 				want := []byte{0x81}
+				if tt.packet[0]>>4 == kindAuth {
+					want = []byte{0x81, 0x82} // it is an error also when it is whole
+				}
 				if kind := tt.packet[0] >> 4; (kind == kindSubscribe || kind == kindUnsubscribe) && n == 2+len(long) {
 					want = []byte{0x82} // whole, but without a filter
 				}
@@ -335,7 +367,7 @@ func TestTruncated5(t *testing.T) {
 			c.drop()
 		}
 		t.Run(tt.name+"/bytes behind", func(t *testing.T) {
-			if tt.packet[0]>>4 != kindPublish { // they would be its payload
+			if kind := tt.packet[0] >> 4; kind != kindPublish && kind != kindAuth { // they would be its payload; it is an error in any case
 				s.refused(t, frame(tt.packet[0], body, []byte{0}), 0x81)
 			}
 		})
@@ -410,8 +442,9 @@ func TestFixedHeader5(t *testing.T) {
 	t.Run("CONNECT too large", func(t *testing.T) {
 		c := s.dial(t, 5)
 		c.trySend([]byte{kindConnect << 4, 0xFF, 0xFF, 0xFF, 0x7F})
-		if got := c.end(); len(got) > 1 || len(got) == 1 && (got[0].first != kindConnack<<4 || got[0].body[1] != 0x95) {
-			t.Errorf("got %v, want the connection closed, be it after CONNACK 0x95", got)
+		c.trySend(str("MQTT"), []byte{5, 2}, u16(0))
+		if got := c.end(); len(got) != 1 || got[0].first != kindConnack<<4 || got[0].body[1] != 0x95 {
+			t.Errorf("got %v, want CONNACK 0x95 and the connection closed", got)
 		}
 	})
 	well()
@@ -442,10 +475,6 @@ func TestFields5(t *testing.T) {
 		{"PUBLISH/topic with + in a level", publish("a+"), []byte{0x90}},
 		{"SUBSCRIBE/identifier 0", frame(0x82, u16(0), props(), str("f"), []byte{0}), []byte{0x82}},
 		{"SUBSCRIBE/no filter", frame(0x82, u16(7), props()), []byte{0x82}},
-		{"SUBSCRIBE/QoS 3", subscribe("f", 3), []byte{0x82}},
-		{"SUBSCRIBE/retain handling 3", subscribe("f", 0x30), []byte{0x82}},
-		{"SUBSCRIBE/reserved bit 6", subscribe("f", 0x40), []byte{0x81}},
-		{"SUBSCRIBE/reserved bit 7", subscribe("f", 0x80), []byte{0x81}},
 		{"SUBSCRIBE/No Local of a shared subscription", subscribe("$share/g/f", 4), []byte{0x82}},
 		{"SUBSCRIBE/subscription identifier of five bytes", frame(0x82, u16(7), props([]byte{11, 0x80, 0x80, 0x80, 0x80, 1}), str("f"), []byte{0}), []byte{0x81}},
 		{"SUBSCRIBE/subscription identifier not minimal", frame(0x82, u16(7), props([]byte{11, 0x81, 0}), str("f"), []byte{0}), []byte{0x81}},
@@ -463,6 +492,23 @@ func TestFields5(t *testing.T) {
 			test{"PUBLISH/topic with " + bad.name, publish(bad.text), []byte{0x81}},
 			test{"SUBSCRIBE/filter with " + bad.name, subscribe(bad.text, 0), []byte{0x81}},
 			test{"UNSUBSCRIBE/filter with " + bad.name, frame(0xA2, u16(7), props(), str(bad.text)), []byte{0x81}})
+	}
+	// All that subscription options can be (3.8.3.1).
+	for options := range 256 {
+		name := fmt.Sprintf("SUBSCRIBE/options %#x", options)
+		switch {
+		case options&0xC0 != 0:
+			tests = append(tests, test{name, subscribe("f", byte(options)), []byte{0x81}})
+		case options&3 == 3 || options&0x30 == 0x30:
+			tests = append(tests, test{name, subscribe("f", byte(options)), []byte{0x82}})
+		default:
+			t.Run(name, func(t *testing.T) {
+				c, _ := s.connect(t, connectFields{version: 5, clean: true})
+				if codes := c.subscribe(byte(options), "f"); codes[0] != byte(options)&3 {
+					t.Errorf("got reason code %#x, want %#x", codes[0], options&3)
+				}
+			})
+		}
 	}
 	// Reason codes that a packet cannot have (2.4).
 	for kind, list := range map[byte][]byte{

@@ -110,7 +110,7 @@ FUZZTIME ?= 10s
 FUZZTIME_MAIN ?= $(FUZZTIME)
 FUZZFLAGS ?=
 # Every fuzz test as its package's folder and its name.
-FUZZ = $(shell grep -ro --include='*_test.go' '^func Fuzz[A-Za-z0-9_]*' . | sed 's|[^/]*:func ||')
+FUZZ := $(shell grep -ro --include='*_test.go' '^func Fuzz[A-Za-z0-9_]*' . | sed 's|[^/]*:func ||')
 .PHONY: $(FUZZ)
 fuzz: $(FUZZ) ## run every fuzz test for FUZZTIME (10s), the most exposed ones for FUZZTIME_MAIN; side by side with -j2 FUZZFLAGS='-parallel 1'
 $(FUZZ):

@@ -87,15 +87,20 @@ func (b *Broker) authenticate(c *conn, hasUser bool, password []byte) (byte, str
 	if b.logins.has(cred.Hash, password) {
 		return reasonSuccess, ""
 	}
-	timer := time.NewTimer(time.Until(c.deadline))
-	defer timer.Stop()
 	select {
 	case b.hashing <- struct{}{}: // one at a time: a storm of logins must not take the machine
-	case <-c.closing:
-		return reasonUnavailable, unchecked
-	case <-timer.C:
-		b.plane.limit(limitLogins)
-		return reasonBusy, "too many logins wait to be checked"
+	default:
+		c.queued = true
+		timer := time.NewTimer(time.Until(c.deadline))
+		defer timer.Stop()
+		select {
+		case b.hashing <- struct{}{}:
+		case <-c.closing:
+			return reasonUnavailable, unchecked
+		case <-timer.C:
+			b.plane.limit(limitLogins)
+			return reasonBusy, "too many logins wait to be checked"
+		}
 	}
 	ok, err := verifyPassword(cred.Hash, password)
 	<-b.hashing

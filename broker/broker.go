@@ -24,6 +24,7 @@ import (
 
 // Errors of Publish.
 var (
+	ErrQuota        = errors.New("retained messages have no room (broker.max_retained)")
 	ErrInvalidTopic = errors.New("topic is not one that can be published to")
 	ErrInvalidQoS   = errors.New("QoS is none of 0, 1, 2")
 )
@@ -234,9 +235,7 @@ func (b *Broker) serve(c *conn) {
 func (b *Broker) part(c *conn) {
 	c.settle()
 	c.release()
-	if !c.up { // it was never told that it is connected, so it has no will
-		c.leaving = leaving{clean: true}
-	}
+	c.leaving.unsaid = !c.up
 	b.mu.Lock()
 	delete(b.conns, c)
 	b.mu.Unlock()
@@ -280,8 +279,8 @@ func (b *Broker) Listeners() []ListenerInfo {
 
 // Publish publishes a message. With QoS 1 or 2 it returns nil when what a
 // PUBACK means is true: every persistent session that shall get it has it
-// safely. It returns ErrInvalidTopic, ErrInvalidQoS, or ctx's error when that
-// ends first; the message may be delivered all the same then.
+// safely. It returns ErrInvalidTopic, ErrInvalidQoS, ErrQuota, or ctx's error
+// when that ends first; the message may be delivered all the same then.
 func (b *Broker) Publish(ctx context.Context, m Message) error {
 	switch {
 	case !validTopic(m.Topic, b.cfg.MaxTopicBytes, b.cfg.MaxTopicLevels) || m.Topic[0] == '$':
@@ -289,9 +288,14 @@ func (b *Broker) Publish(ctx context.Context, m Message) error {
 	case m.QoS > 2:
 		return ErrInvalidQoS
 	}
+	msg := &storage.Message{Topic: m.Topic, Payload: m.Payload, QoS: m.QoS, Retain: m.Retain}
+	if b.plane.fullFor(msg) {
+		b.plane.limit(limitRetained)
+		return ErrQuota
+	}
 	var batch batch
 	done := make(chan struct{})
-	b.plane.publish(nil, &storage.Message{Topic: m.Topic, Payload: m.Payload, QoS: m.QoS, Retain: m.Retain}, &batch, func() { close(done) })
+	b.plane.publish(nil, msg, &batch, func() { close(done) })
 	batch.flush()
 	select {
 	case <-done:
@@ -362,7 +366,9 @@ func (b *Broker) Stats() Stats {
 	p.sessMu.Unlock()
 	p.mu.RLock()
 	for _, g := range p.groups {
+		g.mu.Lock()
 		s.SharedSubscriptions += int64(len(g.members))
+		g.mu.Unlock()
 	}
 	s.Subscriptions = int64(p.subs.len()-len(p.groups)) + s.SharedSubscriptions
 	s.Retained, s.RetainedBytes = int64(p.retained.len()-p.retained.own), p.retained.bytes

@@ -68,6 +68,7 @@ type conn struct {
 	hello     *connectFrame // until the CONNACK
 	assigned  bool          // the client identifier is of our making
 	imposed   bool          // so is the keep alive
+	queued    bool          // the login had to wait for those of others
 	msgsIn    [3]uint64     // by QoS, not yet added to the plane's counters
 	bytesIn   [3]uint64
 	packetsIn uint64 // these three too
@@ -88,6 +89,7 @@ type conn struct {
 
 	closed  atomic.Bool
 	closing chan struct{} // closed by Close
+	broken  atomic.Bool   // the client has closed; there is no use in waiting for it
 
 	outMu     sync.Mutex
 	out       []byte
@@ -373,7 +375,7 @@ func (c *conn) publish(first byte, body []byte, size int) error {
 	if f.hasExpiry {
 		m.Expires = p.now() + int64(f.expiry)*1000
 	}
-	full := m.Retain && p.fullFor(m)
+	full := p.fullFor(m)
 	if (full || !st.allowed) && f.qos == 2 && c.sess.received(f.packetID, &c.acks, &c.batch) {
 		// What was taken over once is not refused when it is sent again: the client
 		// would use the identifier for another message, which we took for this one.
@@ -524,6 +526,9 @@ func (c *conn) unpark() error {
 func (c *conn) holdBack() error {
 	c.settle()
 	for c.over() {
+		if c.broken.Load() {
+			return errClosed
+		}
 		select {
 		case <-c.resume:
 		case <-c.closing:
@@ -604,15 +609,19 @@ func (c *conn) fail(err error) error {
 // and closes.
 func (c *conn) kick(reason byte, text string) {
 	c.outMu.Lock()
-	if c.up && c.version == 5 && !c.stopped {
+	if c.up && c.version == 5 && !c.stopped && !c.parting {
 		c.reserve(maxAckHeader + len(text))
 		before := len(c.out)
 		c.out = appendDisconnect(c.out, reason, text)
 		if c.tooLarge(before) { // [MQTT-3.14.2-3]
 			c.out = appendDisconnect(c.out[:before], reason, "")
 		}
-		c.otherOut++
-		c.parting = true
+		if c.tooLarge(before) { // [MQTT-3.1.2-24]
+			c.out = c.out[:before]
+		} else {
+			c.otherOut++
+			c.parting = true
+		}
 	}
 	c.outMu.Unlock()
 	_ = c.Close()

@@ -53,6 +53,8 @@ func (h *handshake) Write(p []byte) (int, error) {
 	c.outMu.Unlock()
 	c.b.plane.connectionsTotal.Add(1)
 	c.b.plane.connections.Add(1)
+	c.b.plane.said(c.sess, c.hello.will != nil)
+	c.leaving = leaving{}
 	c.flush()
 	return len(p), nil
 }

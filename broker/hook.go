@@ -48,7 +48,9 @@ func (h *hook) OnConnect(cl *mqtt.Client, _ packets.Packet) error {
 		c.who.address = netip.IPv6Loopback()
 	}
 	reason, text := h.b.authenticate(c, hello.hasUsername, hello.password)
-	if c.hungUp() { // it may have waited long, and be connected anew by now
+	// Who waited in vain may be connected anew by now. Who did not wait may well
+	// have closed: it need not await its CONNACK (3.1.4) to say all it has to say.
+	if c.queued && c.hungUp() {
 		return errClosed
 	}
 	hello.password = nil
@@ -96,16 +98,17 @@ func (b *Broker) open(c *conn) {
 		who := c.who
 		o.will = &will{msg: h.will, delay: h.willDelay, who: &who}
 	}
-	var durable <-chan struct{}
-	c.sess, c.present, durable = b.plane.open(c, o, &c.batch)
+	got := b.plane.open(c, o, &c.batch)
+	c.sess, c.present = got.s, got.present
+	c.leaving.before = got.before
 	c.batch.flush()
-	if durable == nil {
+	if got.durable == nil {
 		return
 	}
 	timer := time.NewTimer(c.ln.limits.connectTimeout)
 	defer timer.Stop()
 	select {
-	case <-durable:
+	case <-got.durable:
 	case <-c.closing:
 	case <-timer.C:
 		_ = c.refuse(reasonUnavailable, "session could not be stored in time", h.clientID)

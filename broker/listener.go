@@ -135,7 +135,7 @@ func (l ListenerConfig) validate(prefix string) error {
 		within(prefix+".max_connections_per_address", l.MaxConnectionsPerAddress, 0, 1000000),
 	}
 	if l.MaxPacket != 0 {
-		errs = append(errs, within(prefix+".max_packet", l.MaxPacket, 1<<10, 256<<20))
+		errs = append(errs, within(prefix+".max_packet", l.MaxPacket, 1<<10, 255<<20))
 	}
 	if l.ConnectTimeout != 0 {
 		errs = append(errs, within(prefix+".connect_timeout", l.ConnectTimeout, 1e8, 600e9))

@@ -94,7 +94,7 @@ type simConn struct {
 func (k *simConn) room() bool        { return len(k.toClient) < 8 }
 func (k *simConn) roomQoS0() bool    { return true }
 func (k *simConn) flush()            {}
-func (k *simConn) farewell() leaving { return leaving{} }
+func (k *simConn) farewell() leaving { return leaving{unsaid: !k.up} }
 
 func (k *simConn) takeOver(byte) <-chan struct{} {
 	k.close()
@@ -240,7 +240,7 @@ func (c *simClient) drop() {
 	if k.sess != nil {
 		var b batch
 		unlock := c.w.plane.lockID(c.name)
-		c.w.plane.leave(k.sess, k, leaving{}, &b)
+		c.w.plane.leave(k.sess, k, k.farewell(), &b)
 		unlock()
 	}
 	c.w.note("%s: connection lost", c.name)
@@ -261,7 +261,8 @@ func (c *simClient) connect() {
 		c.w.ended = true
 	}
 	window := 1 + c.w.rng.IntN(modelWindow)
-	k.sess, k.present, k.durable = c.w.plane.open(k, opening{clientID: c.name, version: 4, expiry: 1000, window: window, cleanStart: c.clean}, &b)
+	o := c.w.plane.open(k, opening{clientID: c.name, version: 4, expiry: 1000, window: window, cleanStart: c.clean}, &b)
+	k.sess, k.present, k.durable = o.s, o.present, o.durable
 	c.w.note("%s: connects", c.name)
 	c.w.connack(k)
 }
@@ -300,6 +301,7 @@ func (w *sim) connack(k *simConn) {
 		p.n = 1
 	}
 	k.send(p)
+	w.plane.said(k.sess, false)
 	k.acks.link = k
 	var b batch
 	k.sess.attach(k, &k.acks, &b)

@@ -3,6 +3,7 @@ package broker
 import (
 	"errors"
 	"os"
+	"syscall"
 	"time"
 
 	"penstock/storage"
@@ -108,6 +109,11 @@ func (c *conn) sendAck(kind byte, packetID uint16, reason byte, codes []byte, b 
 	if c.tooLarge(before) { // without the text: [MQTT-3.4.2-2] and its like
 		c.out = c.out[:before]
 		c.appendAck(kind, packetID, reason, codes, "")
+	}
+	if c.tooLarge(before) { // [MQTT-3.1.2-24]: the client cannot be told what it waits for
+		c.out = c.out[:before]
+		c.b.serving.Go(func() { c.kick(reasonTooLarge, "acknowledgement does not fit into the Maximum Packet Size") })
+		return
 	}
 	c.otherOut++
 	c.mark(b)
@@ -244,7 +250,9 @@ func (c *conn) write(rest []byte, of *buffer) {
 	}
 }
 
-// unwritable ends a connection to which nothing can be written any more.
+// unwritable ends a connection to which nothing can be written any more. What a
+// client that has closed has sent before is still handled: its reader finds the
+// end.
 func (c *conn) unwritable(err error) {
 	if errors.Is(err, os.ErrDeadlineExceeded) && !c.closed.Load() {
 		c.b.plane.limit(limitOutput)
@@ -256,6 +264,11 @@ func (c *conn) unwritable(err error) {
 	c.out, c.outOf = nil, nil
 	c.tellSent()
 	c.outMu.Unlock()
+	if errors.Is(err, syscall.EPIPE) || errors.Is(err, syscall.ECONNRESET) {
+		c.broken.Store(true)
+		c.wake()
+		return
+	}
 	_ = c.Close()
 }
 

@@ -119,7 +119,7 @@ func (p *plane) restore() error {
 	now := time.Now()
 	for _, row := range img.Sessions {
 		s := &session{
-			plane: p, clientID: row.ClientID, id: row.ID, version: row.Protocol, expiry: row.Expiry, stale: noStale,
+			plane: p, clientID: row.ClientID, id: row.ID, version: row.Protocol, expiry: row.Expiry, agreed: row.Expiry, stale: noStale,
 			nextSeq: row.Ceiling, ceiling: row.Ceiling, reserved: row.Ceiling, left: now,
 		}
 		if fault(faultSeqReuse) {
@@ -278,13 +278,22 @@ func (p *plane) lockID(id string) func() {
 // for is the end of the packet that it is handling.
 const takeOverWait = 5 * time.Second
 
+// opened is what a CONNECT got of the data plane.
+type opened struct {
+	s       *session
+	present bool            // there was a session to go on with [MQTT-3.2.2-2]
+	durable <-chan struct{} // closed when what CONNACK says is true; nil if it is already
+	before  *will           // the will that there was; nil if there was none
+}
+
 // open gives o the session of a client, taking it from the connection that has
-// it, and reports whether there was one to go on with [MQTT-3.2.2-2]. What
-// CONNACK says is true once durable is closed; nil means that it is already.
-func (p *plane) open(o owner, c opening, b *batch) (s *session, present bool, durable <-chan struct{}) {
+// it. When the CONNACK leaves, said must be called; if it never does, leave must
+// be told of the will before.
+func (p *plane) open(o owner, c opening, b *batch) opened {
 	unlock := p.lockID(c.clientID)
 	defer unlock()
-	s = p.session(c.clientID)
+	present := false
+	s := p.session(c.clientID)
 	if s != nil {
 		s.mu.Lock()
 		old := s.owner
@@ -306,14 +315,10 @@ func (p *plane) open(o owner, c opening, b *batch) (s *session, present bool, du
 	p.sessMu.Lock()
 	w := p.wills[c.clientID]
 	p.sessMu.Unlock()
-	switch {
-	case w == nil:
-	case w.who == nil: // from before a restart, and the client is back
-		p.disarm(c.clientID, w)
-	case s == nil || c.cleanStart: // the session that it belonged to has ended [MQTT-3.1.3-9]
+	// From before a restart, or of a session that goes on, it is to be forgotten,
+	// but not before the client knows that it is back.
+	if w != nil && w.who != nil && (s == nil || c.cleanStart) { // the session that it belonged to has ended [MQTT-3.1.3-9]
 		p.fireWill(c.clientID, w, b)
-	default:
-		p.disarm(c.clientID, w)
 	}
 
 	if s != nil && c.cleanStart {
@@ -352,12 +357,32 @@ func (p *plane) open(o owner, c opening, b *batch) (s *session, present bool, du
 	if p.acl.Load().receive {
 		p.gen.Add(1) // rights of the same session may differ now
 	}
-	if c.will != nil {
+	p.sessMu.Lock()
+	before := p.wills[c.clientID]
+	p.sessMu.Unlock()
+	if c.will != nil { // stored together with the session, where CONNACK waits for that
 		p.arm(c.clientID, c.will)
 	}
 	p.sessMu.Lock()
 	defer p.sessMu.Unlock()
-	return s, present, p.unsaid[c.clientID]
+	return opened{s, present, p.unsaid[c.clientID], before}
+}
+
+// said tells that the CONNACK of a session leaves. If the CONNECT has no will,
+// an earlier one counts no more from now on.
+func (p *plane) said(s *session, hasWill bool) {
+	s.mu.Lock()
+	s.agreed = s.expiry
+	s.mu.Unlock()
+	if hasWill {
+		return
+	}
+	p.sessMu.Lock()
+	old := p.wills[s.clientID]
+	p.sessMu.Unlock()
+	if old != nil {
+		p.disarm(s.clientID, old)
+	}
 }
 
 // settles returns a waiter for the row of a client's session that is being
@@ -405,8 +430,10 @@ func (p *plane) putSession(row storage.Session, done storage.Waiter) {
 
 // leaving says how a connection ended.
 type leaving struct {
-	clean     bool // DISCONNECT without a will [MQTT-3.14.4-3]
-	hasExpiry bool // DISCONNECT changed the Session Expiry Interval
+	unsaid    bool  // its CONNACK was never sent: all is as before the CONNECT, as far as that still exists
+	before    *will // the will that there was before the CONNECT, where unsaid; nil if there was none
+	clean     bool  // DISCONNECT without a will [MQTT-3.14.4-3]
+	hasExpiry bool  // DISCONNECT changed the Session Expiry Interval
 	expiry    uint32
 }
 
@@ -417,13 +444,19 @@ func (p *plane) leave(s *session, o owner, l leaving, b *batch) {
 		return
 	}
 	s.mu.Lock()
-	if l.hasExpiry && l.expiry != s.expiry {
-		s.expiry = l.expiry
-		if s.id != 0 {
+	expiry := s.expiry
+	switch {
+	case l.unsaid:
+		expiry = s.agreed
+	case l.hasExpiry:
+		expiry = l.expiry
+	}
+	if s.agreed = expiry; expiry != s.expiry {
+		s.expiry = expiry
+		if s.id != 0 && expiry != 0 {
 			p.putSession(s.row(), nil)
 		}
 	}
-	expiry := s.expiry
 	s.mu.Unlock()
 
 	p.sessMu.Lock()
@@ -431,7 +464,9 @@ func (p *plane) leave(s *session, o owner, l leaving, b *batch) {
 	p.sessMu.Unlock()
 	switch {
 	case w == nil:
-	case l.clean:
+	case l.unsaid && l.before != nil:
+		p.arm(s.clientID, l.before)
+	case l.unsaid, l.clean:
 		p.disarm(s.clientID, w)
 	case p.stopping.Load(): // stored: published after the restart, unless the client is back by then (3.1.2.5)
 	case w.delay == 0 || expiry == 0:

@@ -85,7 +85,7 @@ func (l *party) sendAck(kind byte, id uint16, _ byte, _ []byte, _ *batch) {
 func (r *rig) connect(id string, window int) *party {
 	r.t.Helper()
 	l := &party{r: r}
-	l.s, _, _ = r.p.open(l, opening{clientID: id, version: 4, expiry: 1000, window: window}, &r.b)
+	l.s = r.p.open(l, opening{clientID: id, version: 4, expiry: 1000, window: window}, &r.b).s
 	r.commit()
 	l.acks.link = l
 	l.s.attach(l, &l.acks, &r.b)
@@ -130,7 +130,7 @@ func TestRetainedDeletionIsDurable(t *testing.T) {
 func (r *rig) connect2(last *party, id string) *party {
 	r.p.leave(last.s, last, leaving{}, &r.b)
 	l := &party{r: r}
-	l.s, _, _ = r.p.open(l, opening{clientID: id, version: 4, expiry: 1000, window: 10}, &r.b)
+	l.s = r.p.open(l, opening{clientID: id, version: 4, expiry: 1000, window: 10}, &r.b).s
 	l.acks.link = l
 	l.s.attach(l, &l.acks, &r.b)
 	return l
@@ -521,7 +521,7 @@ func TestSharedRedistribution(t *testing.T) {
 			pub.publish(storage.Message{Topic: "t/1", Payload: []byte("late"), QoS: 1}, 30)
 			r.commit()
 			before := r.p.counters.dropped[dropSessionEnded].Load()
-			gone, _, _ := r.p.open(&party{r: r}, opening{clientID: "a", version: 4, cleanStart: true, window: 2}, &r.b)
+			gone := r.p.open(&party{r: r}, opening{clientID: "a", version: 4, cleanStart: true, window: 2}, &r.b).s
 			if gone == nil {
 				t.Fatal("no session")
 			}

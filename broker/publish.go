@@ -215,7 +215,7 @@ func (p *plane) route(from *session, rt *routes, m *storage.Message, b *batch, r
 		if !kept {
 			m, kept = clone(m), true
 		}
-		rt = p.retain(m, r)
+		rt = p.retain(m, rt, r)
 	}
 	for i := range rt.direct {
 		d := &rt.direct[i]

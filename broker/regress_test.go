@@ -47,7 +47,7 @@ func TestAdoptedSurvivesCut(t *testing.T) {
 	r.commit() // stored: PUBACKs leave
 	acked := len(pub.answers)
 	b := &cutter{party: party{r: r}}
-	b.s, _, _ = r.p.open(b, opening{clientID: "b", version: 4, expiry: 1000, window: 1000}, &r.b)
+	b.s = r.p.open(b, opening{clientID: "b", version: 4, expiry: 1000, window: 1000}, &r.b).s
 	r.commit()
 	b.acks.link = b
 	b.s.attach(b, &b.acks, &r.b)
@@ -672,4 +672,189 @@ func TestGhostOverTLS(t *testing.T) {
 	<-s.b.hashing
 	eventually(t, "one connection is left", func() bool { return len(s.b.connections()) == 1 })
 	c.ping() // and it is the new one
+}
+
+// A CONNECT whose CONNACK never leaves, because the disk stalls, changes
+// neither how long the session lasts nor what waits in it, nor a will that is
+// still to come.
+func TestRefusedConnectChangesNothing(t *testing.T) {
+	for name, o := range map[string]opening{
+		"no expiry":            {clientID: "c", version: 5, expiry: 0, window: 10},
+		"other expiry, a will": {clientID: "c", version: 5, expiry: 5, window: 10, will: &will{msg: &storage.Message{Topic: "w", Payload: []byte("new")}, who: &principal{}}},
+	} {
+		t.Run(name, func(t *testing.T) {
+			r := newRig(t)
+			pub := r.connect("pub", 10)
+			c := &party{r: r}
+			old := &will{msg: &storage.Message{Topic: "w", Payload: []byte("old"), QoS: 1}, delay: 60, who: &principal{}}
+			c.s = r.p.open(c, opening{clientID: "c", version: 5, expiry: 1000, window: 10, will: old}, &r.b).s
+			r.p.said(c.s, true)
+			c.acks.link = c
+			c.s.attach(c, &c.acks, &r.b)
+			c.subscribe(1, "t")
+			r.p.leave(c.s, c, leaving{}, &r.b)
+			pub.publish(storage.Message{Topic: "t", Payload: []byte("kept"), QoS: 1}, 1)
+			r.commit()
+
+			refused := &party{r: r}
+			got := r.p.open(refused, o, &r.b)
+			r.p.leave(got.s, refused, leaving{unsaid: true, clean: true, before: got.before}, &r.b)
+			for _, boot := range []bool{false, true} {
+				if boot {
+					r.commit()
+					r.boot()
+				}
+				s := r.p.session("c")
+				if s == nil {
+					t.Fatalf("after a restart %v: the session is gone", boot)
+				}
+				if s.waiting() != 1 || s.expiry != 1000 {
+					t.Errorf("after a restart %v: %d messages and an expiry of %d s, want 1 and 1000", boot, s.waiting(), s.expiry)
+				}
+				if w := r.p.wills["c"]; w == nil || string(w.msg.Payload) != "old" || w.due.IsZero() {
+					t.Errorf("after a restart %v: will is %+v, want the old one, on its way", boot, w)
+				}
+			}
+		})
+	}
+}
+
+// A session of which no CONNACK ever spoke is not there for the next CONNECT:
+// its client, which has none, would have to leave [MQTT-3.2.2-4].
+func TestUnsaidSessionEnds(t *testing.T) {
+	r := newRig(t)
+	refused := &party{r: r}
+	got := r.p.open(refused, opening{clientID: "c", version: 5, expiry: 1000, window: 10}, &r.b)
+	r.p.leave(got.s, refused, leaving{unsaid: true}, &r.b)
+	r.commit()
+	if got := r.p.open(refused, opening{clientID: "c", version: 5, expiry: 1000, window: 10}, &r.b); got.present {
+		t.Error("the session is there")
+	}
+}
+
+// A SUBSCRIBE that looks at much does not keep others from the index.
+func TestSubscribeTakesTurns(t *testing.T) {
+	r := newRig(t)
+	c := r.connect("c", 10)
+	for i := range 20_000 {
+		r.p.retained.put(fmt.Sprintf("a/b%d", i), &storage.Message{Topic: fmt.Sprintf("a/b%d", i), Payload: []byte("x")})
+	}
+	var filters []filterRequest
+	for i := range 300 {
+		filters = append(filters, filterRequest{filter: fmt.Sprintf("+/+/x%d", i)})
+	}
+	done := make(chan struct{})
+	go func() {
+		defer close(done)
+		var b batch
+		r.p.subscribe(c.s, &c.acks, 1, 0, filters, &b)
+	}()
+	turns := 0
+	for {
+		r.p.mu.RLock()
+		n := len(c.s.subs)
+		r.p.mu.RUnlock()
+		if n > 0 && n < len(filters) {
+			turns++
+		}
+		if n == len(filters) {
+			break
+		}
+		runtime.Gosched()
+	}
+	<-done
+	if turns < 3 {
+		t.Errorf("others had the index %d times during a SUBSCRIBE of %d filters", turns, len(filters))
+	}
+}
+
+// What a connection subscribes to when its session has gone to another is not
+// added, and what a session adds after its end is not stored.
+func TestSubscribeAfterTheEnd(t *testing.T) {
+	r := newRig(t)
+	c := r.connect("c", 10)
+	r.p.leave(c.s, c, leaving{hasExpiry: true}, &r.b) // its end
+	c.subscribe(1, "t")
+	if n := r.p.subs.len(); n != 0 {
+		t.Errorf("%d subscriptions of a session that has ended", n)
+	}
+	id := c.s.id
+	r.p.journal.Change(func(tx storage.Tx) error {
+		return tx.PutSubscription(storage.Subscription{Session: id, Filter: "t"})
+	}, nil)
+	r.commit()
+	if img, err := r.store.Load(); err != nil || len(img.Subscriptions) != 0 {
+		t.Errorf("stored: %v, %v", img.Subscriptions, err)
+	}
+}
+
+// Wills do not get past the bound of retained messages.
+func TestRetainedWillsAreBounded(t *testing.T) {
+	s := start(t, t.TempDir(), func(c *Config, _ *storage.Config) { c.MaxRetained = 128 << 10 })
+	watch, _ := s.connect(connectOptions{id: "watch", version: 5, clean: true})
+	watch.subscribe(0|8, "w/#")
+	for i := range 6 {
+		c, _ := s.connect(connectOptions{id: "c", version: 5, clean: true, will: &storage.Message{Topic: fmt.Sprintf("w/%d", i), Payload: make([]byte, 60<<10), Retain: true}})
+		c.c.Close()
+		watch.take() // published in any case
+	}
+	if got := s.b.Stats(); got.RetainedBytes > 128<<10 || got.Limited["retained"] != 4 {
+		t.Errorf("%d bytes are retained, %d times refused; want 2 of 60 kB, and 4 times", got.RetainedBytes, got.Limited["retained"])
+	}
+	if err := s.b.Publish(context.Background(), Message{Topic: "w/more", Payload: make([]byte, 60<<10), Retain: true}); err != ErrQuota {
+		t.Errorf("Publish: got %v, want ErrQuota", err)
+	}
+}
+
+// A will retained at QoS 0 is in the store before the will is not.
+func TestRetainedWillSurvivesCut(t *testing.T) {
+	r := newRig(t)
+	log := slog.New(slog.DiscardHandler)
+	r.p = newPlane(&r.cfg, storage.NewJournal(r.store, storage.Config{RetainFlush: 10e9}, log), log)
+	c := &party{r: r}
+	c.s = r.p.open(c, opening{clientID: "c", version: 5, expiry: 1000, window: 10,
+		will: &will{msg: &storage.Message{Topic: "w", Payload: []byte("gone"), Retain: true}, who: &principal{}}}, &r.b).s
+	r.commit()
+	r.p.leave(c.s, c, leaving{}, &r.b)
+	r.commit()
+	r.boot()
+	if m := r.p.Retained("w"); m == nil && r.p.wills["c"] == nil {
+		t.Error("neither the will nor its message is there after a cut")
+	}
+}
+
+// A client need not wait for its CONNACK, nor for anything else, to have said
+// what it had to say (3.1.4).
+func TestClientThatDoesNotWait(t *testing.T) {
+	s := start(t, t.TempDir())
+	watch, _ := s.connect(connectOptions{id: "watch", clean: true})
+	watch.subscribe(1, "t")
+	for i := range 50 {
+		c := s.dial()
+		c.send(slices.Concat(connectPacket(connectOptions{id: fmt.Sprint("c", i), version: 4, clean: true}), c.publishPacket("t", fmt.Sprint(i), 0, 0, 0), []byte{typeDisconnect << 4, 0}))
+		c.c.Close()
+	}
+	got := map[string]bool{}
+	for range 50 {
+		got[watch.take().payload] = true
+	}
+	if len(got) != 50 {
+		t.Errorf("got %v, want 50 messages", got)
+	}
+}
+
+// A retained message needs no new routes while nobody subscribes.
+func TestRetainedKeepsItsRoutes(t *testing.T) {
+	r := newRig(t)
+	c := r.connect("c", 10)
+	c.subscribe(0, "t")
+	rt := r.p.routesFor("t")
+	m := &storage.Message{Topic: "t", Payload: []byte("x"), Retain: true}
+	if r.p.retain(m, rt, &receipt{}) != rt {
+		t.Error("the routes were computed anew")
+	}
+	c.subscribe(0, "+")
+	if r.p.retain(m, rt, &receipt{}) == rt {
+		t.Error("a new subscription was not seen")
+	}
 }

@@ -58,9 +58,9 @@ func (t *retainedTree) add(topic string, m *storage.Message, sign int) {
 
 // retain makes m the retained message of its topic, or removes it when the
 // payload is empty [MQTT-3.3.1-6], and returns the routes as they are at that
-// moment: a subscription made before it sees the message live, one made after
-// it sees it retained, none sees both or neither.
-func (p *plane) retain(m *storage.Message, r *receipt) *routes {
+// moment, which may be rt: a subscription made before it sees the message live,
+// one made after it sees it retained, none sees both or neither.
+func (p *plane) retain(m *storage.Message, rt *routes, r *receipt) *routes {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	changed := true
@@ -85,6 +85,9 @@ func (p *plane) retain(m *storage.Message, r *receipt) *routes {
 			pub.Done = ticketDone{t, p}
 		}
 	}
+	if rt.gen == p.gen.Load() {
+		return rt
+	}
 	return p.routesLocked(m.Topic)
 }
 
@@ -92,7 +95,7 @@ func (p *plane) retain(m *storage.Message, r *receipt) *routes {
 // that takes the place of another that is no smaller is always taken.
 func (p *plane) fullFor(m *storage.Message) bool {
 	room := int64(p.cfg.MaxRetained) - p.retained.cost.Load()
-	if len(m.Payload) == 0 || retainedCost(m.Topic, m.Size()) <= room {
+	if !m.Retain || len(m.Payload) == 0 || retainedCost(m.Topic, m.Size()) <= room {
 		return false
 	}
 	old := p.Retained(m.Topic)

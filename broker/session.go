@@ -94,6 +94,7 @@ type session struct {
 	owner   owner     // the connection that has or is about to have the session
 	version byte
 	expiry  uint32 // Session Expiry Interval, seconds
+	agreed  uint32 // the one that the client was told last, or asked for when it left
 	ended   bool
 	left    time.Time // when the client went; for expiry
 	window  int       // deliveries in flight at most

@@ -3,6 +3,7 @@ package broker
 import (
 	"strings"
 	"sync"
+	"time"
 
 	"penstock/storage"
 )
@@ -85,20 +86,25 @@ func (p *plane) removeSubscription(sub *subscription) {
 // when the subscriptions are durable. Retained messages are queued together
 // with the subscription, so that no newer one can come before them.
 func (p *plane) subscribe(s *session, acks *ackQueue, id uint16, identifier uint32, filters []filterRequest, b *batch) {
-	codes, rows, pubs := p.addSubscriptions(s, identifier, filters, b)
-	for _, pub := range pubs {
+	a := addition{s: s, acks: acks, identifier: identifier, filters: filters, sent: make(map[string]bool), rowOf: make(map[string]int)}
+	for len(a.codes) < len(filters) {
+		if !p.addSome(&a, b) {
+			break // the client has gone, and nobody awaits the rest
+		}
+	}
+	for _, pub := range a.pubs {
 		p.journal.Publish(pub)
 	}
 	t := acks.issue(typeSuback, id, 0)
-	t.codes = codes
-	if s.id != 0 && len(rows) > 0 {
+	t.codes = a.codes
+	if s.id != 0 && len(a.rows) > 0 {
 		var done storage.Waiter
 		if !fault(faultSubackEarly) {
 			t.owe()
 			done = ticketDone{t, p}
 		}
 		p.journal.Change(func(tx storage.Tx) error {
-			for _, r := range rows {
+			for _, r := range a.rows {
 				if err := tx.PutSubscription(r); err != nil {
 					return err
 				}
@@ -110,36 +116,67 @@ func (p *plane) subscribe(s *session, acks *ackQueue, id uint16, identifier uint
 	s.drained(b)
 }
 
-// addSubscriptions enters the filters of a SUBSCRIBE. It returns a reason code
-// for each, and what must be stored.
-func (p *plane) addSubscriptions(s *session, identifier uint32, filters []filterRequest, b *batch) (codes []byte, rows []storage.Subscription, pubs []*storage.Publication) {
-	codes = make([]byte, len(filters))
-	var found []retainedMatch
-	acl, now := p.acl.Load(), p.now()
-	s.mu.Lock()
-	most := p.cfg.MaxQueueMessages - s.live + maxMisses // what is beyond does not fit into the queue
-	s.mu.Unlock()
-	sent := make(map[string]bool) // filters whose retained messages are found: once is enough
+// addition is a SUBSCRIBE in the making.
+type addition struct {
+	s          *session
+	acks       *ackQueue // of the connection that it came by
+	identifier uint32
+	filters    []filterRequest
+
+	codes []byte                 // reason codes of those that are done
+	rows  []storage.Subscription // what must be stored, each filter once
+	rowOf map[string]int         // where in rows a filter is
+	sent  map[string]bool        // filters whose retained messages are queued: once is enough
+	pubs  []*storage.Publication // of retained messages
+}
+
+// turn is how long a SUBSCRIBE may keep others from the index. One of ten
+// thousand filters, each of which looks at every retained message, takes
+// minutes.
+const turn = 2 * time.Millisecond
+
+// addSome enters some more filters of a SUBSCRIBE, as many as a turn has time
+// for but at least one. It returns false if the connection has lost its session.
+func (p *plane) addSome(a *addition, b *batch) bool {
+	s := a.s
 	p.mu.Lock()
 	unlock := sync.OnceFunc(p.mu.Unlock)
 	defer unlock() // also when it panics: the others shall go on
-	for i, f := range filters {
+	s.mu.Lock()
+	ours := s.acks == a.acks
+	most := p.cfg.MaxQueueMessages - s.live + maxMisses // what is beyond does not fit into the queue
+	s.mu.Unlock()
+	if !ours {
+		return false
+	}
+	var found []retainedMatch
+	acl, now := p.acl.Load(), p.now()
+	for began := time.Now(); len(a.codes) < len(a.filters) && time.Since(began) < turn; {
+		f := a.filters[len(a.codes)]
 		reason := p.maySubscribe(s, f)
-		if codes[i] = reason; reason >= 0x80 {
+		if reason >= 0x80 {
 			switch s.version {
 			case 3:
-				codes[i] = f.options & 3 // MQTT 3.1 has no failure (3.9)
+				reason = f.options & 3 // MQTT 3.1 has no failure (3.9)
 			case 4:
-				codes[i] = 0x80 // the only one that 3.1.1 has (3.9.3)
+				reason = 0x80 // the only one that 3.1.1 has (3.9.3)
 			}
+			a.codes = append(a.codes, reason)
 			continue
 		}
-		old := p.addSubscription(s, f.filter, f.options, identifier)
-		rows = append(rows, storage.Subscription{Session: s.id, Filter: f.filter, Options: f.options, Identifier: identifier})
+		a.codes = append(a.codes, reason)
+		old := p.addSubscription(s, f.filter, f.options, a.identifier)
+		row := storage.Subscription{Session: s.id, Filter: f.filter, Options: f.options, Identifier: a.identifier}
+		if i, twice := a.rowOf[f.filter]; twice {
+			a.rows[i] = row
+		} else {
+			a.rowOf[f.filter] = len(a.rows)
+			a.rows = append(a.rows, row)
+		}
 		handling := f.options >> 4 & 3
 		sub := s.subs[f.filter]
-		if sub.group == nil && !sent[f.filter] && len(found) < most && (handling == 0 || handling == 1 && old == nil) { // [MQTT-3.3.1-9] to [MQTT-3.3.1-11]
-			sent[f.filter] = true
+		if sub.group == nil && !a.sent[f.filter] && len(found) < most && (handling == 0 || handling == 1 && old == nil) { // [MQTT-3.3.1-9] to [MQTT-3.3.1-11]
+			a.sent[f.filter] = true
 			p.retained.match(sub.topic, func(topic string, m *storage.Message) bool {
 				if m.Expired(now) || acl.receive && !acl.allows(s.who, actionReceive, topic) {
 					return true
@@ -155,7 +192,8 @@ func (p *plane) addSubscriptions(s *session, identifier uint32, filters []filter
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	unlock()
-	return codes, rows, p.queueRetained(s, found, b)
+	a.pubs = append(a.pubs, p.queueRetained(s, found, b)...)
+	return true
 }
 
 // filterWeight is how many subscriptions a filter counts for: one for every 512

@@ -25,8 +25,18 @@ func (p *plane) arm(clientID string, w *will) {
 	p.wills[clientID] = w
 	p.willBytes.Add(int64(w.msg.Size()))
 	p.sessMu.Unlock()
-	row := storage.Will{ClientID: clientID, Delay: w.delay, Message: w.msg}
-	p.journal.Change(func(tx storage.Tx) error { return tx.PutWill(row) }, nil)
+	// The will is read when the commit runs, or clients that come and go while
+	// commits fail would pile theirs up. One that is gone by then has its
+	// deletion later in the journal, behind its message.
+	p.journal.Change(func(tx storage.Tx) error {
+		p.sessMu.Lock()
+		w := p.wills[clientID]
+		p.sessMu.Unlock()
+		if w == nil {
+			return nil
+		}
+		return tx.PutWill(storage.Will{ClientID: clientID, Delay: w.delay, Message: w.msg})
+	}, nil)
 }
 
 // disarm forgets a will that shall not be published. It reports whether it
@@ -59,7 +69,14 @@ func (p *plane) fireWill(clientID string, w *will, b *batch) {
 		m.Expires += p.now() - 1
 	}
 	if w.who == nil || p.acl.Load().allows(*w.who, actionPublish, m.Topic) {
-		p.publish(nil, &m, b, nil)
+		if p.fullFor(&m) {
+			p.limit(limitRetained)
+			m.Retain = false // published, but not kept
+		}
+		p.publish(p.session(clientID), &m, b, nil)
+		if m.Retain {
+			p.journal.HurryRetained(m.Topic)
+		}
 	}
 	p.disarm(clientID, w)
 }

@@ -24,12 +24,12 @@ type Store interface {
 // rolls back. Commit returns nil only when all of it is durable.
 type Tx interface {
 	PutSession(Session) error
-	DeleteSession(SessionID) error // with its subscriptions and inbound identifiers
-	PutSubscription(Subscription) error
+	DeleteSession(SessionID) error      // with its subscriptions and inbound identifiers
+	PutSubscription(Subscription) error // nothing if the session is gone
 	DeleteSubscription(id SessionID, filter string) error
 	PutProgress(SessionID, Progress) error
 	PutCeiling(SessionID, uint64) error
-	PutInbound(Inbound) error
+	PutInbound(Inbound) error // nothing if the session is gone
 	DeleteInbound(Inbound) error
 	PutSegment(StoredSegment) error
 	DeleteSegment(id int64) error
@@ -81,7 +81,7 @@ func (f WaiterFunc) Committed() { f() }
 // committed whole or not at all: a QoS 2 identifier without its message would
 // lose the message, the message without the identifier would double it.
 type Publication struct {
-	Message *Message
+	Message *Message // the Journal keeps no more than the topic where there are no claims
 	Claims  []Claim
 	Retain  bool    // the topic's retained message changed and must be durable
 	Inbound Inbound // QoS 2 identifier; zero Session: none
@@ -171,10 +171,11 @@ type Journal struct {
 	body     []byte
 
 	pruneMu sync.Mutex // held while pending is pruned or taken; before mu and sessions' locks
-	pruneAt int        // length of pending that is worth pruning
+	pruneAt backlog    // what of pending is worth pruning
 
 	mu       sync.Mutex
 	pending  []operation
+	size     int                    // of the messages in pending, bytes
 	progress map[SessionID]struct{} // cursors that moved
 	urgent   []Waiter               // told when the progress marked so far is durable
 	lazy     map[string]time.Time   // topics with a QoS 0 retained message to write, and when
@@ -254,19 +255,38 @@ func (s *Segment) Keep(claims int) {
 // Publish adds what one PUBLISH makes durable. The caller holds no lock that a
 // Claim takes.
 func (j *Journal) Publish(p *Publication) {
+	if len(p.Claims) == 0 && p.Message != nil {
+		p.Message = &Message{Topic: p.Message.Topic} // while commits fail, the payloads would pile up
+	}
 	j.mu.Lock()
 	j.pending = append(j.pending, operation{pub: p})
+	j.size += p.size()
 	j.schedule(j.commitDelay)
-	many := len(j.pending) >= pruneMin
+	many := j.backlog().reaches(pruneMin)
 	j.mu.Unlock()
 	if many {
 		j.prune()
 	}
 }
 
-// pruneMin is how many pending operations are worth a look whether they are
-// still needed.
-const pruneMin = 4096
+// size returns the bytes of the message that the publication keeps in memory.
+func (p *Publication) size() int {
+	if p == nil || p.Message == nil {
+		return 0
+	}
+	return p.Message.Size()
+}
+
+// backlog measures pending operations.
+type backlog struct{ operations, bytes int }
+
+// pruneMin is how much is worth a look whether it is still needed.
+var pruneMin = backlog{4096, 16 << 20}
+
+func (a backlog) reaches(b backlog) bool { return a.operations >= b.operations || a.bytes >= b.bytes }
+
+// backlog returns what is pending. j.mu is held.
+func (j *Journal) backlog() backlog { return backlog{len(j.pending), j.size} }
 
 // prune forgets publications that nobody needs any more. While commits fail,
 // subscribers that are online go on acknowledging, and their publishers go on
@@ -277,27 +297,28 @@ func (j *Journal) prune() {
 	}
 	defer j.pruneMu.Unlock()
 	j.mu.Lock()
-	if len(j.pending) < max(j.pruneAt, pruneMin) {
+	if !j.backlog().reaches(backlog{max(j.pruneAt.operations, pruneMin.operations), max(j.pruneAt.bytes, pruneMin.bytes)}) {
 		j.mu.Unlock()
 		return
 	}
 	ops := j.pending
-	j.pending = nil
+	j.pending, j.size = nil, 0
 	j.mu.Unlock()
 
-	elided := 0
+	elided, size := 0, 0
 	kept := ops[:0]
 	for _, op := range ops {
 		if n, needed := op.needed(); needed {
 			kept = append(kept, op)
+			size += op.pub.size()
 		} else {
 			elided += n
 		}
 	}
 	clear(ops[len(kept):])
 	j.mu.Lock()
-	j.pending = append(kept, j.pending...)
-	j.pruneAt = 2 * len(j.pending)
+	j.pending, j.size = append(kept, j.pending...), j.size+size
+	j.pruneAt = backlog{2 * len(j.pending), 2 * j.size}
 	j.stats.Elided += uint64(elided)
 	j.mu.Unlock()
 }
@@ -347,6 +368,17 @@ func (j *Journal) MarkRetained(topic string) {
 	if _, ok := j.lazy[topic]; !ok {
 		j.lazy[topic] = time.Now().Add(j.retainFlush)
 		j.schedule(j.retainFlush)
+	}
+	j.mu.Unlock()
+}
+
+// HurryRetained has the retained message of a topic, if it has to be written at
+// all, written no later than the changes that are added after the call.
+func (j *Journal) HurryRetained(topic string) {
+	j.mu.Lock()
+	if _, ok := j.lazy[topic]; ok {
+		j.lazy[topic] = time.Now()
+		j.schedule(j.commitDelay)
 	}
 	j.mu.Unlock()
 }
@@ -508,11 +540,11 @@ func (j *Journal) take() {
 	defer j.pruneMu.Unlock()
 	j.mu.Lock()
 	defer j.mu.Unlock()
-	if cap(g.ops) > 16*pruneMin {
+	if cap(g.ops) > 16*pruneMin.operations {
 		g.ops = nil // of a burst
 	}
-	g.ops, j.pending = j.pending, g.ops[:0]
-	j.pruneAt = 0
+	g.ops, j.pending, j.size = j.pending, g.ops[:0], 0
+	j.pruneAt = backlog{}
 	g.urgent, j.urgent = j.urgent, g.urgent[:0]
 	g.drops, j.drops = j.drops, g.drops[:0]
 	g.progress, j.progress = j.progress, make(map[SessionID]struct{})

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"log/slog"
 	"reflect"
+	"runtime"
 	"testing"
 )
 
@@ -215,14 +216,14 @@ func TestPendingIsPruned(t *testing.T) {
 	_, sqlite := openStore(t)
 	j := newTestJournal(t, &faultyStore{Store: sqlite, fails: 1 << 30}, testState{})
 	var kept []*testClaim
-	for i := range 10 * pruneMin {
+	for i := range 10 * pruneMin.operations {
 		c := &testClaim{ClaimRecord: ClaimRecord{Session: 1, Seq: uint64(i), QoS: 1}, acked: i%100 > 0}
 		if !c.acked {
 			kept = append(kept, c)
 		}
 		j.Publish(&Publication{Message: &Message{Topic: "t", QoS: 1}, Claims: []Claim{c}})
 	}
-	if n, _ := j.Pending(); n < len(kept) || n > 2*pruneMin {
+	if n, _ := j.Pending(); n < len(kept) || n > 2*pruneMin.operations {
 		t.Errorf("%d operations are pending, want the %d that are needed and few more", n, len(kept))
 	}
 	j.store.(*faultyStore).fails = 0
@@ -303,4 +304,23 @@ func FuzzDecodeSegment(f *testing.F) {
 		}
 		_, _ = decodeProgress(b)
 	})
+}
+
+// While commits fail, payloads that need not be written do not pile up: neither
+// those of retained messages, of which the last counts, nor large ones that
+// everybody has acknowledged.
+func TestPayloadsDoNotPileUp(t *testing.T) {
+	_, sqlite := openStore(t)
+	j := newTestJournal(t, &faultyStore{Store: sqlite, fails: 1 << 30}, testState{})
+	for range 200 {
+		j.Publish(&Publication{Message: &Message{Topic: "t", QoS: 1, Payload: make([]byte, 1<<20)}, Retain: true})
+		j.Publish(&Publication{Message: &Message{Topic: "t", QoS: 1, Payload: make([]byte, 1<<20)}, Claims: []Claim{&testClaim{acked: true}}})
+	}
+	runtime.GC()
+	var m runtime.MemStats
+	runtime.ReadMemStats(&m)
+	if m.HeapAlloc > 64<<20 {
+		t.Errorf("%d MiB of the heap are in use", m.HeapAlloc>>20)
+	}
+	runtime.KeepAlive(j)
 }

@@ -32,17 +32,18 @@ func (db *DB) NewJournal(log *slog.Logger) (*Journal, error) {
 }
 
 // The statements of the Journal. They are prepared once per connection, which
-// halves their cost.
+// halves their cost. What a session adds after its end is not written: its id
+// may be given to another one after a restart.
 const (
 	putSession         = `INSERT INTO session (id, client_id, expiry_s, protocol, created_ms, ceiling, progress) VALUES (?,?,?,?,?,?,?) ON CONFLICT (id) DO UPDATE SET expiry_s=excluded.expiry_s, protocol=excluded.protocol ON CONFLICT (client_id) DO UPDATE SET id=excluded.id, expiry_s=excluded.expiry_s, protocol=excluded.protocol, created_ms=excluded.created_ms, ceiling=excluded.ceiling, progress=excluded.progress`
 	deleteSession      = `DELETE FROM session WHERE id=?`
 	deleteSessionSubs  = `DELETE FROM subscription WHERE session_id=?`
 	deleteSessionIn    = `DELETE FROM inbound WHERE session_id=?`
-	putSubscription    = `INSERT INTO subscription (session_id, filter, options, identifier) VALUES (?,?,?,?) ON CONFLICT DO UPDATE SET options=excluded.options, identifier=excluded.identifier`
+	putSubscription    = `INSERT INTO subscription (session_id, filter, options, identifier) SELECT ?1,?2,?3,?4 WHERE EXISTS (SELECT 1 FROM session WHERE id=?1) ON CONFLICT DO UPDATE SET options=excluded.options, identifier=excluded.identifier`
 	deleteSubscription = `DELETE FROM subscription WHERE session_id=? AND filter=?`
 	putProgress        = `UPDATE session SET progress=? WHERE id=?`
 	putCeiling         = `UPDATE session SET ceiling=max(ceiling,?) WHERE id=?`
-	putInbound         = `INSERT INTO inbound (session_id, packet_id) VALUES (?,?) ON CONFLICT DO NOTHING`
+	putInbound         = `INSERT INTO inbound (session_id, packet_id) SELECT ?1,?2 WHERE EXISTS (SELECT 1 FROM session WHERE id=?1) ON CONFLICT DO NOTHING`
 	deleteInbound      = `DELETE FROM inbound WHERE session_id=? AND packet_id=?`
 	putSegment         = `INSERT INTO segment (id, body) VALUES (?,?)`
 	deleteSegment      = `DELETE FROM segment WHERE id=?`

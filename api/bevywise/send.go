@@ -37,6 +37,8 @@ func (a *api) notSent(r *http.Request, topic string, err error) (detail string) 
 	switch {
 	case errors.Is(err, broker.ErrInvalidTopic):
 		return "This topic cannot be published to: it begins with $, has a +, # or NUL, is no UTF-8, or is too long."
+	case errors.Is(err, broker.ErrQuota):
+		return "There is no room for another retained message (broker.max_retained)."
 	case errors.Is(err, context.DeadlineExceeded):
 		if !gone {
 			a.deps.Log.Warn("message of the api not durable in time, it may still be delivered", "err", err, "topic", topic)

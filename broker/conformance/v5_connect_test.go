@@ -448,6 +448,29 @@ func TestDisconnect5(t *testing.T) {
 	c.expectDisconnect(0x8B)
 }
 
+// TestAcknowledgementTooLarge5 asks for acknowledgements that do not fit into
+// the Maximum Packet Size, also without their reason strings.
+func TestAcknowledgementTooLarge5(t *testing.T) {
+	t.Parallel()
+	covers5(t, "MQTT-3.1.2-24")
+	s := start(t)
+	for _, kind := range []byte{kindSubscribe, kindUnsubscribe} {
+		c, _ := s.connect(t, connectFields{version: 5, clean: true, id: "m", props: [][]byte{propU32(39, 60)}})
+		parts := [][]byte{u16(1), props()}
+		for i := range 100 {
+			parts = append(parts, str(fmt.Sprint("f", i)))
+			if kind == kindSubscribe {
+				parts = append(parts, []byte{1})
+			}
+		}
+		c.send(frame(kind<<4|2, parts...))
+		got := c.end()
+		if len(got) != 1 || got[0].first != kindDisconnect<<4 || got[0].body[0] != 0x95 || len(got[0].body) > 58 {
+			t.Errorf("packet type %d: got %v, want DISCONNECT 0x95 that fits", kind, got)
+		}
+	}
+}
+
 // TestMaximumPacketSize5 connects with every small Maximum Packet Size, and
 // wants no packet that is larger.
 func TestMaximumPacketSize5(t *testing.T) {

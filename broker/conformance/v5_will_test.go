@@ -201,3 +201,22 @@ func TestWillSurvives5(t *testing.T) {
 		t.Errorf("got %+v, want the will that was delayed", m)
 	}
 }
+
+// TestWillNoLocal5 has a session that wants nothing of its own: its will is.
+func TestWillNoLocal5(t *testing.T) {
+	t.Parallel()
+	covers5(t, "MQTT-3.8.3-3")
+	s := start(t)
+	watch, _ := s.connect(t, connectFields{version: 5, clean: true})
+	watch.subscribe(1, "w")
+	f := connectFields{version: 5, id: "c", props: [][]byte{propU32(17, 600)}, will: &willFields{topic: "w", payload: "gone", qos: 1}}
+	c, _ := s.connect(t, f)
+	c.subscribe(1|4, "w")
+	c.drop()
+	watch.takePayloads("gone")
+	c, _ = s.connect(t, f)
+	c.ping()
+	if len(c.stash) > 0 {
+		t.Errorf("got its own will: %v", c.stash)
+	}
+}

@@ -131,7 +131,11 @@ func (t *tx) DeleteSession(id storage.SessionID) error {
 }
 
 func (t *tx) PutSubscription(s storage.Subscription) error {
-	return t.add(func(r *rows) { put(&r.subs, subKey{s.Session, s.Filter}, s) })
+	return t.add(func(r *rows) {
+		if _, ok := r.sessions[s.Session]; ok {
+			put(&r.subs, subKey{s.Session, s.Filter}, s)
+		}
+	})
 }
 
 func (t *tx) DeleteSubscription(id storage.SessionID, filter string) error {
@@ -158,7 +162,11 @@ func (t *tx) PutCeiling(id storage.SessionID, ceiling uint64) error {
 }
 
 func (t *tx) PutInbound(in storage.Inbound) error {
-	return t.add(func(r *rows) { put(&r.inbound, in, struct{}{}) })
+	return t.add(func(r *rows) {
+		if _, ok := r.sessions[in.Session]; ok {
+			put(&r.inbound, in, struct{}{})
+		}
+	})
 }
 
 func (t *tx) DeleteInbound(in storage.Inbound) error {

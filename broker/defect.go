@@ -15,4 +15,5 @@ const (
 	faultDeliverEarly         // 7: a QoS 2 delivery leaves before it is durable
 	faultSplitInbound         // 8: a QoS 2 identifier is committed apart from its message
 	faultOrphanEarly          // 9: what a share group's member leaves is given up before another has it
+	faultCompactEarly         // 10: a segment is written anew without what is on its way to another member
 )

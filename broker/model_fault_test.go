@@ -18,6 +18,7 @@ func TestModelFindsFaults(t *testing.T) {
 		faultDeliverEarly:  "QoS 2 delivery before it is durable",
 		faultSplitInbound:  "QoS 2 identifier apart from its message",
 		faultOrphanEarly:   "message of a share group given up before another member has it",
+		faultCompactEarly:  "segment written anew without what goes to another member",
 	} {
 		t.Run(name, func(t *testing.T) {
 			activeFault.Store(int32(d))

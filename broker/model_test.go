@@ -160,6 +160,9 @@ func (w *sim) fail(format string, args ...any) {
 func newSim(seed uint64, trace *strings.Builder) *sim {
 	w := &sim{rng: rand.New(rand.NewPCG(seed, 1)), cfg: DefaultConfig(), log: slog.New(slog.DiscardHandler), store: &storagetest.Memory{}, trace: trace}
 	w.cfg.Window = modelWindow
+	if w.rng.IntN(2) == 0 {
+		w.scfg.CompactFrom = -1
+	}
 	w.ids = []uint64{scarceIDs, plentyIDs}[seed%2]
 	w.filter, w.shared = "t/#", seed%3 == 0
 	if w.shared {

@@ -37,6 +37,7 @@ type plane struct {
 	sessMu   sync.Mutex
 	sessions map[string]*session
 	byID     map[storage.SessionID]*session
+	ending   map[storage.SessionID]struct{} // sessions that have ended, but not yet on disk
 	lastID   storage.SessionID
 	busyIDs  map[string]chan struct{} // client identifiers in the middle of a session change
 	unsaid   map[string]chan struct{} // sessions made or ended whose rows are not durable; closed when they are
@@ -65,6 +66,7 @@ func newPlane(cfg *Config, journal *storage.Journal, log *slog.Logger) *plane {
 		groups:   make(map[string]*shareGroup),
 		sessions: make(map[string]*session),
 		byID:     make(map[storage.SessionID]*session),
+		ending:   make(map[storage.SessionID]struct{}),
 		busyIDs:  make(map[string]chan struct{}),
 		unsaid:   make(map[string]chan struct{}),
 		wills:    make(map[string]*will),
@@ -99,6 +101,21 @@ func (p *plane) ProgressStored(id storage.SessionID) {
 	if s != nil {
 		s.progressStored(p.told())
 	}
+}
+
+// Wants implements storage.State.
+func (p *plane) Wants(id storage.SessionID, seq uint64) bool {
+	p.sessMu.Lock()
+	s := p.byID[id]
+	_, ending := p.ending[id]
+	p.sessMu.Unlock()
+	if s == nil {
+		return ending && !fault(faultCompactEarly) // what it had may be on its way to others
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	i := s.queue.search(seq)
+	return i < s.queue.len() && s.queue.at(i).seq == seq && s.queue.at(i).state != finished
 }
 
 // Retained implements storage.State.
@@ -156,7 +173,7 @@ func (p *plane) restore() error {
 		progress[row.ID] = newRestored(row.Progress)
 	}
 	for i, row := range img.Segments {
-		claims := 0
+		claims, size := 0, 0
 		err := storage.DecodeSegment(row.Body, func(r storage.Record) {
 			m := clone(r.Message) // or one of them would keep the whole segment in memory
 			for _, c := range r.Claims {
@@ -171,12 +188,13 @@ func (p *plane) restore() error {
 				}
 				s.queue.push(e)
 				claims++
+				size += m.Size()
 			}
 		})
 		if err != nil {
 			p.log.Error("segment is damaged, what could be read of it is kept", "err", err, "segment", row.ID)
 		}
-		segs[i].Keep(claims)
+		segs[i].Keep(claims, size)
 	}
 	for _, s := range p.sessions {
 		// What is finished out of order stays known until the cursor passes
@@ -186,7 +204,7 @@ func (p *plane) restore() error {
 		}
 		for _, twin := range s.queue.sort() {
 			if twin.seg != nil {
-				twin.seg.Release()
+				twin.seg.Release(twin.msg.Size())
 			}
 		}
 		s.advance()
@@ -488,6 +506,9 @@ func (p *plane) end(s *session, b *batch) {
 		delete(p.sessions, s.clientID)
 	}
 	delete(p.byID, s.id)
+	if s.id != 0 {
+		p.ending[s.id] = struct{}{}
+	}
 	p.sessMu.Unlock()
 	p.mu.Lock()
 	if len(s.subs) > 0 {
@@ -506,7 +527,13 @@ func (p *plane) end(s *session, b *batch) {
 	}
 	if s.id != 0 {
 		id := s.id
-		p.journal.Change(func(tx storage.Tx) error { return tx.DeleteSession(id) }, p.settles(s.clientID))
+		settled := p.settles(s.clientID)
+		p.journal.Change(func(tx storage.Tx) error { return tx.DeleteSession(id) }, storage.WaiterFunc(func() {
+			p.sessMu.Lock()
+			delete(p.ending, id)
+			p.sessMu.Unlock()
+			settled.Committed()
+		}))
 	}
 }
 

@@ -858,3 +858,56 @@ func TestRetainedKeepsItsRoutes(t *testing.T) {
 		t.Error("a new subscription was not seen")
 	}
 }
+
+// What a client that is away pins is its own messages, not those of others that
+// were stored beside them.
+func TestPinnedSegmentsAreCompacted(t *testing.T) {
+	r := newRig(t)
+	pub, away, bulk := r.connect("pub", 1000), r.connect("away", 10), r.connect("bulk", 1000)
+	away.subscribe(1, "small")
+	bulk.subscribe(2, "large")
+	r.commit()
+	r.p.leave(away.s, away, leaving{}, &r.b)
+	stored := func() (size int) {
+		r.commit()
+		r.commit()
+		img, err := r.store.Load()
+		if err != nil {
+			t.Fatal(err)
+		}
+		for _, s := range img.Segments {
+			size += len(s.Body)
+		}
+		return size
+	}
+	for i := range 20 {
+		pub.publish(storage.Message{Topic: "small", Payload: fmt.Appendf(nil, "m%d", i), QoS: 1}, uint16(1+i))
+		for k := range 20 {
+			pub.publish(storage.Message{Topic: "large", Payload: make([]byte, 2000), QoS: 2}, uint16(1000+20*i+k))
+		}
+		r.commit() // QoS 2 is stored in any case
+		for seq := range uint64(20) {
+			id := bulk.s.packetID(bulk.s.nextSeq - 20 + seq)
+			bulk.s.pubrec(id, 0, &r.b)
+			r.commit()
+			bulk.s.pubcomp(id, &r.b)
+		}
+	}
+	if n := bulk.s.waiting(); n != 0 {
+		t.Fatalf("%d messages are not acknowledged", n)
+	}
+	if size := stored(); size > 1000 {
+		t.Errorf("%d bytes are stored for 20 messages of a few bytes", size)
+	}
+	r.boot()
+	if size := stored(); size > 1000 {
+		t.Errorf("%d bytes are stored after a restart", size)
+	}
+	again := r.connect("away", 100)
+	if len(again.deliveries) != 20 || !strings.HasPrefix(again.deliveries[19], "m19 ") {
+		t.Errorf("got %d of 20: %q", len(again.deliveries), again.deliveries)
+	}
+	for seq := range uint64(20) {
+		again.s.puback(again.s.packetID(again.s.nextSeq-20+seq), &r.b)
+	}
+}

@@ -309,7 +309,7 @@ func (s *session) finish(e *entry, b *batch) {
 		t.release(b)
 	}
 	if e.seg != nil {
-		e.seg.Release()
+		e.seg.Release(e.msg.Size())
 		e.seg = nil
 		s.stale.finished = min(s.stale.finished, e.seq)
 		s.plane.journal.MarkProgress(s.id, nil)
@@ -455,17 +455,16 @@ func (e *entry) Record() (storage.ClaimRecord, bool) {
 }
 
 // Stored implements storage.Claim.
-func (e *entry) Stored(seg *storage.Segment) {
+func (e *entry) Stored(seg *storage.Segment) (needed bool) {
 	s := e.s
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if e.state == finished {
-		seg.Release()
 		if !s.ended {
 			s.stale.finished = min(s.stale.finished, e.seq)
 			s.plane.journal.MarkProgress(s.id, nil)
 		}
-		return
+		return false
 	}
 	b := s.plane.told()
 	e.durable, e.seg = true, seg
@@ -476,6 +475,7 @@ func (e *entry) Stored(seg *storage.Segment) {
 	if e.qos == 2 {
 		s.pump(b)
 	}
+	return true
 }
 
 // principal returns whose rights count for what the session receives.

@@ -95,9 +95,11 @@ func (p *plane) deliverShared(g *shareGroup, m *storage.Message, kept bool, b *b
 func (p *plane) adopt(o orphan, b *batch) {
 	r := receipt{t: o.ticket}
 	if fault(faultOrphanEarly) && o.seg != nil {
-		o.seg.Release()
+		o.seg.Release(o.msg.Size())
 		o.seg = nil
-		_ = p.journal.Commit() // what a commit does that falls between the two
+	}
+	if fault(faultOrphanEarly) || fault(faultCompactEarly) {
+		_ = p.journal.Commit() // what a commit does that comes just now
 	}
 	given := false
 	p.mu.RLock()
@@ -116,7 +118,7 @@ func (p *plane) adopt(o orphan, b *batch) {
 		o.ticket.release(b) // what it owed to the session that has ended
 	}
 	if o.seg != nil {
-		o.seg.Release() // the new claim comes before this in the journal
+		o.seg.Release(o.msg.Size()) // the new claim comes before this in the journal
 	}
 }
 

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"log/slog"
+	"math"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -31,7 +32,8 @@ type Tx interface {
 	PutCeiling(SessionID, uint64) error
 	PutInbound(Inbound) error // nothing if the session is gone
 	DeleteInbound(Inbound) error
-	PutSegment(StoredSegment) error
+	PutSegment(StoredSegment) error            // in the place of one with the same id
+	Segment(id int64) (body []byte, err error) // nil if there is none
 	DeleteSegment(id int64) error
 	PutRetained(*Message) error
 	DeleteRetained(topic string) error
@@ -49,6 +51,9 @@ type State interface {
 	Progress(SessionID) (p Progress, ok bool)
 	// ProgressStored tells that what Progress returned last is durable.
 	ProgressStored(SessionID)
+	// Wants reports whether a session may still need its record of a delivery
+	// that is stored.
+	Wants(id SessionID, seq uint64) bool
 	// Retained returns the retained message of a topic, nil if there is none.
 	Retained(topic string) *Message
 	// Flush is called when all who waited for a group have been told.
@@ -61,9 +66,10 @@ type Claim interface {
 	// subscriber has acknowledged meanwhile and nothing must be kept: the
 	// write is elided.
 	Record() (ClaimRecord, bool)
-	// Stored tells that the claim is durable in a segment. The receiver calls
-	// the segment's Release once when it no longer needs the record.
-	Stored(*Segment)
+	// Stored tells that the claim is durable in a segment. It returns false if
+	// the record is not needed any more; else the receiver calls the segment's
+	// Release once when that is so.
+	Stored(*Segment) (needed bool)
 }
 
 // Waiter is told when its operation is durable. The Journal calls it while it
@@ -89,17 +95,39 @@ type Publication struct {
 }
 
 // Segment is a durable group of records. A segment that nobody needs any
-// more is deleted with one of the next commits.
+// more is deleted with one of the next commits; one of which little is needed,
+// because a session that is away pins it, is written anew without the rest.
 type Segment struct {
 	id      int64
-	live    atomic.Int64
 	journal *Journal
+	live    atomic.Int64 // claims
+	bytes   atomic.Int64 // size of their messages: one with three claims counts three times
+	below   atomic.Int64 // how few bytes are worth writing it anew
 }
 
-// Release gives up one claim on the segment.
-func (s *Segment) Release() {
-	if s.live.Add(-1) == 0 {
+// Release gives up one claim on the segment, which is for a message of the given
+// size.
+func (s *Segment) Release(size int) {
+	bytes := s.bytes.Add(-int64(size))
+	switch {
+	case s.live.Add(-1) == 0:
 		s.journal.drop(s.id)
+	case bytes < s.below.Load():
+		s.journal.shrink(s)
+	}
+}
+
+// watch sets from when on the segment, whose row has the given size, is worth
+// writing anew: when a quarter of it is left, and of what is needed now. So all
+// the writing anew of a segment comes to less than half of its first size.
+func (s *Segment) watch(stored int) {
+	switch from := s.journal.compactFrom; {
+	case from < 0:
+		s.below.Store(math.MaxInt64)
+	case stored < from:
+		s.below.Store(0)
+	default:
+		s.below.Store(min(int64(stored), s.bytes.Load()) / 4)
 	}
 }
 
@@ -142,6 +170,10 @@ type JournalStats struct {
 // that happens anyway. Losing them costs a redelivery at QoS 1, nothing else.
 const lazyDelay = time.Second
 
+// compactBatch is how many segments one group writes anew: a few megabytes have
+// to be read for it.
+const compactBatch = 16
+
 // segmentBytes bounds a segment's body, so that what one slow session pins and
 // what a restart has to unpack at once stay small.
 const segmentBytes = 256 << 10
@@ -164,6 +196,7 @@ type Journal struct {
 	state       State
 	commitDelay time.Duration
 	retainFlush time.Duration
+	compactFrom int // bytes
 
 	commitMu sync.Mutex // held while a group is written; guards group, nextSeg, body
 	group    group      // the group that is being written; kept and tried again when that fails
@@ -180,6 +213,7 @@ type Journal struct {
 	urgent   []Waiter               // told when the progress marked so far is durable
 	lazy     map[string]time.Time   // topics with a QoS 0 retained message to write, and when
 	drops    []int64                // segments nobody needs
+	pinned   []*Segment             // segments to be written anew
 	due      time.Time              // when the next commit must start; zero: nothing to do
 	stats    JournalStats
 	writing  time.Time // when the transaction that runs was begun
@@ -194,6 +228,8 @@ type group struct {
 	urgent   []Waiter
 	retained map[string]struct{}
 	drops    []int64
+	pinned   []*Segment
+	shrunk   []int // sizes of their rows now, in the same order; -1: there is none
 	stored   []stored
 	size     int
 }
@@ -202,6 +238,7 @@ type stored struct {
 	claim   Claim
 	seg     *Segment
 	session SessionID
+	size    int // of the message
 }
 
 // NewJournal returns a Journal over store. Load must be called before the
@@ -212,6 +249,7 @@ func NewJournal(store Store, cfg Config, log *slog.Logger) *Journal {
 		log:         log,
 		commitDelay: cfg.CommitDelay.D(),
 		retainFlush: cfg.RetainFlush.D(),
+		compactFrom: cfg.CompactFrom,
 		progress:    make(map[SessionID]struct{}),
 		lazy:        make(map[string]time.Time),
 		wake:        make(chan struct{}, 1),
@@ -235,6 +273,7 @@ func (j *Journal) Load() (*Image, []*Segment, error) {
 	segs := make([]*Segment, len(img.Segments))
 	for i, s := range img.Segments {
 		segs[i] = &Segment{id: s.ID, journal: j}
+		segs[i].below.Store(int64(len(s.Body))) // for Keep
 		j.nextSeg = max(j.nextSeg, s.ID)
 	}
 	return img, segs, nil
@@ -243,13 +282,20 @@ func (j *Journal) Load() (*Image, []*Segment, error) {
 // Close gives the store's connection up. Run must have returned.
 func (j *Journal) Close() error { return j.store.Close() }
 
-// Keep sets how many claims on a restored segment are still needed.
-func (s *Segment) Keep(claims int) {
+// Keep sets how many claims on a restored segment are still needed, and the size
+// of their messages in all.
+func (s *Segment) Keep(claims, size int) {
 	if claims == 0 {
 		s.journal.drop(s.id)
 		return
 	}
+	stored := int(s.below.Load())
 	s.live.Store(int64(claims))
+	s.bytes.Store(int64(stored))
+	s.watch(stored)
+	if s.bytes.Store(int64(size)); int64(size) < s.below.Load() {
+		s.journal.shrink(s)
+	}
 }
 
 // Publish adds what one PUBLISH makes durable. The caller holds no lock that a
@@ -390,6 +436,17 @@ func (j *Journal) drop(segment int64) {
 	j.mu.Unlock()
 }
 
+// shrink has a segment written anew with one of the next commits.
+func (j *Journal) shrink(s *Segment) {
+	j.mu.Lock()
+	defer j.mu.Unlock()
+	if s.below.Swap(0) == 0 {
+		return // it is among them already
+	}
+	j.pinned = append(j.pinned, s)
+	j.schedule(lazyDelay)
+}
+
 // schedule makes the next commit start within d. j.mu is held.
 func (j *Journal) schedule(d time.Duration) {
 	due := time.Now().Add(d)
@@ -475,6 +532,7 @@ func (j *Journal) Flush(ctx context.Context) error {
 		for topic := range j.lazy {
 			j.lazy[topic] = time.Time{}
 		}
+		j.pinned = nil // the next start finds them again
 		idle := len(j.lazy) == 0
 		j.mu.Unlock()
 		if _, any := j.Pending(); idle && !any {
@@ -491,7 +549,7 @@ func (j *Journal) Flush(ctx context.Context) error {
 }
 
 func (g *group) empty() bool {
-	return len(g.ops) == 0 && len(g.progress) == 0 && len(g.urgent) == 0 && len(g.drops) == 0 && len(g.retained) == 0
+	return len(g.ops) == 0 && len(g.progress) == 0 && len(g.urgent) == 0 && len(g.drops) == 0 && len(g.retained) == 0 && len(g.pinned) == 0
 }
 
 // Commit writes what is pending as one group now, due or not, and tells those
@@ -551,6 +609,13 @@ func (j *Journal) take() {
 	g.retained = nil
 	now := time.Now()
 	var next time.Time
+	n := min(len(j.pinned), compactBatch)
+	g.pinned = append(g.pinned[:0], j.pinned[:n]...)
+	if j.pinned = j.pinned[n:]; len(j.pinned) > 0 {
+		next = now.Add(lazyDelay)
+	} else {
+		j.pinned = nil
+	}
 	for topic, at := range j.lazy {
 		if at.After(now) {
 			if next.IsZero() || at.Before(next) {
@@ -599,6 +664,12 @@ func (j *Journal) write() (wrote bool, err error) {
 			return nil
 		}
 		seg.live.Store(int64(len(g.stored) - sealed))
+		bytes := 0
+		for _, s := range g.stored[sealed:] {
+			bytes += s.size
+		}
+		seg.bytes.Store(int64(bytes))
+		seg.watch(len(body))
 		sealed = len(g.stored)
 		size += len(body)
 		if err := tx.PutSegment(StoredSegment{ID: seg.id, Body: body}); err != nil {
@@ -642,7 +713,7 @@ func (j *Journal) write() (wrote bool, err error) {
 			}
 			claims++
 			body = appendClaim(body, rec)
-			g.stored = append(g.stored, stored{c, seg, rec.Session})
+			g.stored = append(g.stored, stored{c, seg, rec.Session, p.Message.Size()})
 		}
 		if claims > 0 {
 			putCount(body[mark-3:], claims)
@@ -707,6 +778,18 @@ func (j *Journal) write() (wrote bool, err error) {
 			return fail(err)
 		}
 	}
+	g.shrunk = g.shrunk[:0]
+	for _, s := range g.pinned {
+		if err := begin(); err != nil {
+			return fail(err)
+		}
+		stored, err := j.compact(tx, s.id)
+		if err != nil {
+			return fail(err)
+		}
+		size += max(0, stored)
+		g.shrunk = append(g.shrunk, stored)
+	}
 	if tx != nil {
 		// The fate of a commit that fails is unknown: the next try takes new
 		// segment ids, and a restart that finds a claim twice keeps the first.
@@ -728,6 +811,38 @@ func (j *Journal) write() (wrote bool, err error) {
 	return tx != nil, nil
 }
 
+// compact writes a segment anew, without what nobody needs any more. It returns
+// the size of its row, -1 if there is none. The body's memory is the journal's.
+func (j *Journal) compact(tx Tx, id int64) (size int, err error) {
+	old, err := tx.Segment(id)
+	if err != nil || old == nil {
+		return -1, err
+	}
+	body := j.body[:0]
+	err = DecodeSegment(old, func(r Record) {
+		claims := r.Claims[:0]
+		for _, c := range r.Claims {
+			if j.state.Wants(c.Session, c.Seq) {
+				claims = append(claims, c)
+			}
+		}
+		if len(claims) == 0 {
+			return
+		}
+		body = appendMessage(body, r.Message)
+		body = append(body, 0, 0, 0)
+		putCount(body[len(body)-3:], len(claims))
+		for _, c := range claims {
+			body = appendClaim(body, c)
+		}
+	})
+	j.body = body[:0]
+	if err != nil || len(body) == 0 || len(body) >= len(old) {
+		return len(old), nil // torn, and so left alone; about to be deleted; or not worth it
+	}
+	return len(body), tx.PutSegment(StoredSegment{ID: id, Body: body})
+}
+
 // putCount writes n as a uvarint of exactly three bytes.
 func putCount(b []byte, n int) {
 	b[0] = byte(n) | 0x80
@@ -740,7 +855,14 @@ func putCount(b []byte, n int) {
 func (j *Journal) tell() {
 	g := &j.group
 	for _, s := range g.stored {
-		s.claim.Stored(s.seg)
+		if !s.claim.Stored(s.seg) {
+			s.seg.Release(s.size)
+		}
+	}
+	for i, s := range g.pinned {
+		if g.shrunk[i] >= 0 {
+			s.watch(g.shrunk[i])
+		}
 	}
 	for _, op := range g.ops {
 		switch {
@@ -760,6 +882,8 @@ func (j *Journal) tell() {
 	clear(g.ops)
 	clear(g.urgent)
 	clear(g.stored)
+	clear(g.pinned)
+	g.pinned, g.shrunk = g.pinned[:0], g.shrunk[:0]
 	g.ops, g.urgent, g.stored = g.ops[:0], g.urgent[:0], g.stored[:0]
 	g.drops = g.drops[:0]
 	g.progress, g.retained = nil, nil

@@ -7,6 +7,7 @@ import (
 	"log/slog"
 	"reflect"
 	"runtime"
+	"slices"
 	"testing"
 )
 
@@ -15,6 +16,7 @@ type testState struct{ progress map[SessionID]Progress }
 
 func (s testState) Progress(id SessionID) (Progress, bool) { p, ok := s.progress[id]; return p, ok }
 func (s testState) ProgressStored(SessionID)               {}
+func (s testState) Wants(id SessionID, seq uint64) bool    { return true }
 func (s testState) Retained(string) *Message               { return nil }
 func (s testState) Flush()                                 {}
 
@@ -26,7 +28,7 @@ type testClaim struct {
 }
 
 func (c *testClaim) Record() (ClaimRecord, bool) { return c.ClaimRecord, !c.acked }
-func (c *testClaim) Stored(s *Segment)           { c.seg = s }
+func (c *testClaim) Stored(s *Segment) bool      { c.seg = s; return true }
 
 // openStore opens a database, and a Store on it.
 func openStore(t *testing.T) (*DB, *sqliteStore) {
@@ -42,7 +44,7 @@ func openStore(t *testing.T) (*DB, *sqliteStore) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	s := &sqliteStore{db: db, lock: lock}
+	s := &sqliteStore{db: db, log: slog.New(slog.DiscardHandler), lock: lock}
 	t.Cleanup(func() { s.Close() })
 	return db, s
 }
@@ -274,11 +276,11 @@ func TestSegmentsGoAndElidedGroupsWriteNothing(t *testing.T) {
 	if n := count(); n != 1 {
 		t.Fatalf("%d segments, want 1", n)
 	}
-	a.seg.Release()
+	a.seg.Release(0)
 	if n := count(); n != 1 {
 		t.Errorf("%d segments while one claim is left, want 1", n)
 	}
-	b.seg.Release()
+	b.seg.Release(0)
 	if n := count(); n != 0 {
 		t.Errorf("%d segments when nobody needs them, want 0", n)
 	}
@@ -323,4 +325,104 @@ func TestPayloadsDoNotPileUp(t *testing.T) {
 		t.Errorf("%d MiB of the heap are in use", m.HeapAlloc>>20)
 	}
 	runtime.KeepAlive(j)
+}
+
+// pinState is a State for which some deliveries are done.
+type pinState struct {
+	testState
+	done map[uint64]bool
+}
+
+func (s pinState) Wants(_ SessionID, seq uint64) bool { return !s.done[seq] }
+
+// A segment is written anew when little of it is needed, from a certain size on.
+func TestCompaction(t *testing.T) {
+	for name, tt := range map[string]struct {
+		payload int
+		smaller bool
+	}{
+		"large": {1000, true},
+		"small": {10, false},
+	} {
+		t.Run(name, func(t *testing.T) {
+			_, store := openStore(t)
+			j := newTestJournal(t, store, pinState{done: map[uint64]bool{}})
+			j.compactFrom = 16 << 10
+			claims := make([]*testClaim, 100)
+			for i := range claims {
+				claims[i] = &testClaim{ClaimRecord: ClaimRecord{Session: 1, Seq: uint64(i), QoS: 1}}
+				j.Publish(&Publication{Message: &Message{Topic: "t", QoS: 1, Payload: make([]byte, tt.payload)}, Claims: []Claim{claims[i]}})
+			}
+			sizes := func() (sizes []int, seqs []uint64) {
+				t.Helper()
+				if err := j.Commit(); err != nil {
+					t.Fatal(err)
+				}
+				img, err := store.Load()
+				if err != nil {
+					t.Fatal(err)
+				}
+				for _, s := range img.Segments {
+					sizes = append(sizes, len(s.Body))
+					if err := DecodeSegment(s.Body, func(r Record) { seqs = append(seqs, r.Claims[0].Seq) }); err != nil {
+						t.Error(err)
+					}
+				}
+				return sizes, seqs
+			}
+			before, _ := sizes()
+			for i, c := range claims {
+				if i != 7 && i != 70 {
+					j.state.(pinState).done[uint64(i)] = true
+					c.seg.Release(1 + tt.payload)
+				}
+			}
+			after, seqs := sizes()
+			if smaller := after[0] < before[0]/20; len(after) != 1 || smaller != tt.smaller {
+				t.Errorf("segments of %v bytes became %v", before, after)
+			}
+			if tt.smaller && !slices.Equal(seqs, []uint64{7, 70}) {
+				t.Errorf("left are %v, want 7 and 70", seqs)
+			}
+			claims[7].seg.Release(1 + tt.payload)
+			claims[70].seg.Release(1 + tt.payload)
+			if after, _ := sizes(); len(after) != 0 {
+				t.Errorf("segments of %v bytes are left", after)
+			}
+		})
+	}
+}
+
+// A torn record costs itself, and not the start.
+func TestLoadSkipsTornRecords(t *testing.T) {
+	db, store := openStore(t)
+	tx, err := store.Begin()
+	if err != nil {
+		t.Fatal(err)
+	}
+	err = errors.Join(
+		tx.PutSession(Session{ID: 1, ClientID: "torn", Progress: Progress{Cursor: 7}}), tx.PutSession(Session{ID: 2, ClientID: "whole"}),
+		tx.PutRetained(&Message{Topic: "torn", Payload: []byte("x")}), tx.PutRetained(&Message{Topic: "whole", Payload: []byte("x")}),
+		tx.PutWill(Will{ClientID: "torn", Message: &Message{Topic: "t"}}), tx.PutWill(Will{ClientID: "whole", Message: &Message{Topic: "t"}}),
+		tx.Commit())
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, query := range []string{
+		"UPDATE session SET progress=x'ff' WHERE id=1", "UPDATE retained SET message=x'03ff' WHERE topic='torn'", "UPDATE will SET message=x'' WHERE client_id='torn'",
+	} {
+		if _, err := db.write.Exec(query); err != nil {
+			t.Fatal(err)
+		}
+	}
+	img, err := store.Load()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if len(img.Sessions) != 2 || img.Sessions[0].Progress.Cursor != 0 {
+		t.Errorf("sessions: %+v, want both, the first from its beginning", img.Sessions)
+	}
+	if len(img.Retained) != 1 || img.Retained[0].Topic != "whole" || len(img.Wills) != 1 || img.Wills[0].ClientID != "whole" {
+		t.Errorf("retained %v, wills %v, want only what is whole", img.Retained, img.Wills)
+	}
 }

@@ -36,9 +36,9 @@ var (
 // fileName is the one database that must not be lost.
 const fileName = "penstock.db"
 
-// readers is how many connections read beside the writer. API requests and the
-// refilling of queues share them; each costs some 100 kB of page cache and more
-// would not make a single flash chip faster.
+// readers is how many connections read beside the writer, for API requests and
+// logins; each costs some 100 kB of page cache and more would not make a single
+// flash chip faster.
 const readers = 4
 
 // Config is the section [storage] of the configuration file.
@@ -51,6 +51,10 @@ type Config struct {
 	CommitDelay units.Duration `toml:"commit_delay"`
 	// RetainFlush is how long a retained QoS 0 message may be in RAM only.
 	RetainFlush units.Duration `toml:"retain_flush"`
+	// CompactFrom is the size in bytes from which on a segment of the queues is
+	// written anew when little of it is needed; below 0, for tests, each is
+	// whenever something of it is not. It is no key of the file.
+	CompactFrom int `toml:"-"`
 }
 
 // DefaultConfig returns the configuration of a gateway installed as a service.
@@ -59,6 +63,7 @@ func DefaultConfig() Config {
 		Dir:         "/var/lib/penstock",
 		CommitDelay: units.Duration(20 * time.Millisecond),
 		RetainFlush: units.Duration(10 * time.Second),
+		CompactFrom: 16 << 10, // less is not worth a row's rewriting
 	}
 }
 

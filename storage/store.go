@@ -1,6 +1,7 @@
 package storage
 
 import (
+	"cmp"
 	"context"
 	"database/sql"
 	"errors"
@@ -14,6 +15,7 @@ import (
 // its own with the statements prepared. It is used by one goroutine at a time.
 type sqliteStore struct {
 	db    *DB
+	log   *slog.Logger
 	pool  *sql.DB
 	conn  *sql.Conn
 	stmts map[string]*sql.Stmt
@@ -28,7 +30,7 @@ func (db *DB) NewJournal(log *slog.Logger) (*Journal, error) {
 	if err != nil {
 		return nil, err
 	}
-	return NewJournal(&sqliteStore{db: db, lock: lock}, db.cfg, log), nil
+	return NewJournal(&sqliteStore{db: db, log: log, lock: lock}, db.cfg, log), nil
 }
 
 // The statements of the Journal. They are prepared once per connection, which
@@ -45,7 +47,8 @@ const (
 	putCeiling         = `UPDATE session SET ceiling=max(ceiling,?) WHERE id=?`
 	putInbound         = `INSERT INTO inbound (session_id, packet_id) SELECT ?1,?2 WHERE EXISTS (SELECT 1 FROM session WHERE id=?1) ON CONFLICT DO NOTHING`
 	deleteInbound      = `DELETE FROM inbound WHERE session_id=? AND packet_id=?`
-	putSegment         = `INSERT INTO segment (id, body) VALUES (?,?)`
+	putSegment         = `INSERT INTO segment (id, body) VALUES (?,?) ON CONFLICT DO UPDATE SET body=excluded.body`
+	getSegment         = `SELECT body FROM segment WHERE id=?`
 	deleteSegment      = `DELETE FROM segment WHERE id=?`
 	putRetained        = `INSERT INTO retained (topic, message) VALUES (?,?) ON CONFLICT DO UPDATE SET message=excluded.message`
 	deleteRetained     = `DELETE FROM retained WHERE topic=?`
@@ -90,14 +93,23 @@ func (s *sqliteStore) disconnect() error {
 	return errors.Join(errs...)
 }
 
-func (s *sqliteStore) exec(query string, args ...any) error {
+// statement returns the prepared statement of a query.
+func (s *sqliteStore) statement(query string) (*sql.Stmt, error) {
 	st := s.stmts[query]
 	if st == nil {
 		var err error
 		if st, err = s.conn.PrepareContext(context.Background(), query); err != nil {
-			return fmt.Errorf("prepare %.24s: %w", query, err)
+			return nil, fmt.Errorf("prepare %.24s: %w", query, err)
 		}
 		s.stmts[query] = st
+	}
+	return st, nil
+}
+
+func (s *sqliteStore) exec(query string, args ...any) error {
+	st, err := s.statement(query)
+	if err != nil {
+		return err
 	}
 	if _, err := st.Exec(args...); err != nil {
 		return fmt.Errorf("%.24s: %w", query, err)
@@ -162,6 +174,21 @@ func (t *sqliteTx) DeleteInbound(in Inbound) error {
 
 func (t *sqliteTx) PutSegment(s StoredSegment) error { return t.exec(putSegment, s.ID, s.Body) }
 
+func (t *sqliteTx) Segment(id int64) (body []byte, err error) {
+	st, err := t.statement(getSegment)
+	if err != nil {
+		return nil, err
+	}
+	err = st.QueryRow(id).Scan(&body)
+	if errors.Is(err, sql.ErrNoRows) {
+		return nil, nil
+	}
+	if err != nil {
+		return nil, fmt.Errorf("read segment: %w", err)
+	}
+	return body, nil
+}
+
 func (t *sqliteTx) DeleteSegment(id int64) error { return t.exec(deleteSegment, id) }
 
 func (t *sqliteTx) PutRetained(m *Message) error {
@@ -188,22 +215,24 @@ func (t *sqliteTx) Commit() error {
 // not to be trusted, and closing it rolls back.
 func (t *sqliteTx) Rollback() error { return t.disconnect() }
 
-// Load implements Store.
+// Load implements Store. A record that is torn costs itself, and not the start.
 func (s *sqliteStore) Load() (*Image, error) {
 	if err := s.connect(); err != nil {
 		return nil, err
 	}
 	img := &Image{}
 	var blob []byte
-	err := s.each(`SELECT id, client_id, expiry_s, protocol, created_ms, ceiling, progress FROM session ORDER BY id`, func(r *sql.Rows) error {
+	var err error
+	err = s.each(`SELECT id, client_id, expiry_s, protocol, created_ms, ceiling, progress FROM session ORDER BY id`, func(r *sql.Rows) error {
 		var v Session
 		if err := r.Scan(&v.ID, &v.ClientID, &v.Expiry, &v.Protocol, &v.Created, &v.Ceiling, &blob); err != nil {
 			return err
 		}
-		p, err := decodeProgress(blob)
-		v.Progress = p
+		if v.Progress, err = decodeProgress(blob); err != nil {
+			s.log.Error("session's progress is damaged, all that is stored for it is sent again", "err", err, "client", v.ClientID)
+		}
 		img.Sessions = append(img.Sessions, v)
-		return err
+		return nil
 	})
 	if err != nil {
 		return nil, fmt.Errorf("load sessions: %w", err)
@@ -233,21 +262,30 @@ func (s *sqliteStore) Load() (*Image, error) {
 			return err
 		}
 		u := unpacker{buf: body}
-		v.Message = u.message()
+		if v.Message = u.message(); u.err != nil {
+			s.log.Error("will is damaged and left out", "err", u.err, "client", v.ClientID)
+			return nil
+		}
 		img.Wills = append(img.Wills, v)
-		return u.err
+		return nil
 	})
 	if err != nil {
 		return nil, fmt.Errorf("load wills: %w", err)
 	}
 	var raw sql.RawBytes
-	err = s.each(`SELECT message FROM retained`, func(r *sql.Rows) error {
-		if err := r.Scan(&raw); err != nil {
+	err = s.each(`SELECT topic, message FROM retained`, func(r *sql.Rows) error {
+		var topic string
+		if err := r.Scan(&topic, &raw); err != nil {
 			return err
 		}
 		u := unpacker{buf: append([]byte(nil), raw...)}
-		img.Retained = append(img.Retained, u.message())
-		return u.err
+		m := u.message()
+		if u.err != nil || m.Topic != topic {
+			s.log.Error("retained message is damaged and left out", "err", cmp.Or(u.err, errTorn), "topic", topic)
+			return nil
+		}
+		img.Retained = append(img.Retained, m)
+		return nil
 	})
 	if err != nil {
 		return nil, fmt.Errorf("load retained messages: %w", err)

@@ -43,6 +43,13 @@ type rows struct {
 	wills    map[string]storage.Will
 }
 
+func (r rows) clone() rows {
+	return rows{
+		maps.Clone(r.sessions), maps.Clone(r.subs), maps.Clone(r.inbound),
+		maps.Clone(r.segments), maps.Clone(r.retained), maps.Clone(r.wills),
+	}
+}
+
 var _ storage.Store = (*Memory)(nil)
 
 // Begin implements storage.Store.
@@ -176,6 +183,17 @@ func (t *tx) DeleteInbound(in storage.Inbound) error {
 func (t *tx) PutSegment(s storage.StoredSegment) error {
 	body := slices.Clone(s.Body)
 	return t.add(func(r *rows) { put(&r.segments, s.ID, body) })
+}
+
+func (t *tx) Segment(id int64) ([]byte, error) {
+	if t.m.Fails != nil && t.m.Fails() {
+		return nil, ErrCut
+	}
+	now := t.m.rows.clone() // with what the transaction has changed
+	for _, f := range t.changes {
+		f(&now)
+	}
+	return slices.Clone(now.segments[id]), nil
 }
 
 func (t *tx) DeleteSegment(id int64) error {

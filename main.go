@@ -41,6 +41,9 @@ type commands struct {
 	Serve   serveCommand   `cmd:"" help:"Run the broker, the API and the LEDs until SIGINT or SIGTERM."`
 	Check   checkCommand   `cmd:"" help:"Check a configuration and print the effective one."`
 	Passwd  passwdCommand  `cmd:"" help:"Set the password of an operator of the API, or of a device."`
+	Backup  backupCommand  `cmd:"" help:"Copy the database, also while the broker runs."`
+	Restore restoreCommand `cmd:"" help:"Put a backup in the place of the database."`
+	Verify  verifyCommand  `cmd:"" help:"Check the database, or a backup, and say what is in it."`
 	Version versionCommand `cmd:"" help:"Print the version."`
 }
 

@@ -44,7 +44,7 @@ func openStore(t *testing.T) (*DB, *sqliteStore) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	s := &sqliteStore{db: db, log: slog.New(slog.DiscardHandler), lock: lock}
+	s := &sqliteStore{db: db, torn: slog.New(slog.DiscardHandler).Error, lock: lock}
 	t.Cleanup(func() { s.Close() })
 	return db, s
 }

@@ -15,7 +15,7 @@ import (
 // its own with the statements prepared. It is used by one goroutine at a time.
 type sqliteStore struct {
 	db    *DB
-	log   *slog.Logger
+	torn  func(what string, keys ...any) // told of records that cannot be read, as slog's Error is
 	pool  *sql.DB
 	conn  *sql.Conn
 	stmts map[string]*sql.Stmt
@@ -30,7 +30,7 @@ func (db *DB) NewJournal(log *slog.Logger) (*Journal, error) {
 	if err != nil {
 		return nil, err
 	}
-	return NewJournal(&sqliteStore{db: db, log: log, lock: lock}, db.cfg, log), nil
+	return NewJournal(&sqliteStore{db: db, torn: log.Error, lock: lock}, db.cfg, log), nil
 }
 
 // The statements of the Journal. They are prepared once per connection, which
@@ -229,7 +229,7 @@ func (s *sqliteStore) Load() (*Image, error) {
 			return err
 		}
 		if v.Progress, err = decodeProgress(blob); err != nil {
-			s.log.Error("session's progress is damaged, all that is stored for it is sent again", "err", err, "client", v.ClientID)
+			s.torn("session's progress is damaged, all that is stored for it is sent again", "err", err, "client", v.ClientID)
 		}
 		img.Sessions = append(img.Sessions, v)
 		return nil
@@ -263,7 +263,7 @@ func (s *sqliteStore) Load() (*Image, error) {
 		}
 		u := unpacker{buf: body}
 		if v.Message = u.message(); u.err != nil {
-			s.log.Error("will is damaged and left out", "err", u.err, "client", v.ClientID)
+			s.torn("will is damaged and left out", "err", u.err, "client", v.ClientID)
 			return nil
 		}
 		img.Wills = append(img.Wills, v)
@@ -281,7 +281,7 @@ func (s *sqliteStore) Load() (*Image, error) {
 		u := unpacker{buf: append([]byte(nil), raw...)}
 		m := u.message()
 		if u.err != nil || m.Topic != topic {
-			s.log.Error("retained message is damaged and left out", "err", cmp.Or(u.err, errTorn), "topic", topic)
+			s.torn("retained message is damaged and left out", "err", cmp.Or(u.err, errTorn), "topic", topic)
 			return nil
 		}
 		img.Retained = append(img.Retained, m)

@@ -1,0 +1,262 @@
+package storage
+
+import (
+	"context"
+	"database/sql"
+	"errors"
+	"fmt"
+	"io"
+	"io/fs"
+	"net/url"
+	"os"
+	"path/filepath"
+	"slices"
+	"syscall"
+	"time"
+)
+
+var (
+	// ErrNoDatabase means that a data directory has no penstock.db.
+	ErrNoDatabase = errors.New("no database here")
+	// ErrDamaged means that a database cannot be read as a whole.
+	ErrDamaged = errors.New("the database is damaged")
+)
+
+// Backup writes a copy of the database in dir to file, which must not exist.
+// The copy is of one moment, and free of unused pages. The broker may be
+// running; it is not held up. A backup that fails leaves nothing behind.
+func Backup(ctx context.Context, dir, file string) error {
+	path := filepath.Join(dir, fileName)
+	if _, err := os.Stat(path); err != nil {
+		return noDatabase(err, dir)
+	}
+	if _, err := os.Lstat(file); err == nil {
+		return fmt.Errorf("back up: %s: %w: choose another name", file, fs.ErrExist)
+	}
+	pool, err := openDSN(dsn(path), 1)
+	if err != nil {
+		return err
+	}
+	defer pool.Close()
+	// SQLite takes an empty file, and would make one that everybody can read.
+	part := file + ".part"
+	f, err := os.OpenFile(part, os.O_WRONLY|os.O_CREATE|os.O_EXCL, 0o600)
+	if err != nil {
+		return fmt.Errorf("back up: %w", err)
+	}
+	if _, err = pool.ExecContext(ctx, `VACUUM INTO ?`, part); err == nil {
+		err = place(f, part, file)
+	}
+	if err = errors.Join(err, f.Close()); err != nil {
+		_ = os.Remove(part) // nothing is left to do about it
+		return wrap(err, "back up to "+file)
+	}
+	return nil
+}
+
+// Restore makes the database in file that of dir, which no broker may be using
+// (ErrInUse). It refuses a file that is damaged or that this binary cannot
+// read. The database that is there is kept beside the new one, under the name
+// that is returned; it is empty if there is none.
+func Restore(ctx context.Context, dir, file string) (kept string, err error) {
+	if _, err := Verify(ctx, file); err != nil {
+		return "", fmt.Errorf("restore: %w", err)
+	}
+	if err := os.MkdirAll(dir, 0o700); err != nil {
+		return "", fmt.Errorf("restore: %w", err)
+	}
+	lock, err := lockDir(dir)
+	if err != nil {
+		return "", err
+	}
+	defer lock.Close()
+	path := filepath.Join(dir, fileName)
+	part := path + ".part"
+	if err := copyFile(file, part); err != nil {
+		return "", fmt.Errorf("restore: %w", err)
+	}
+	// Its log belongs to the old database, and would damage the new one.
+	aside := path + ".before-" + time.Now().UTC().Format("20060102T150405Z")
+	for _, suffix := range []string{"-wal", "-shm", ""} {
+		switch err := os.Rename(path+suffix, aside+suffix); {
+		case err == nil:
+			kept = aside
+		case !errors.Is(err, fs.ErrNotExist):
+			return kept, fmt.Errorf("restore: keep what is there: %w", err)
+		}
+	}
+	if err := os.Rename(part, path); err != nil {
+		return kept, fmt.Errorf("restore: %w", err)
+	}
+	return kept, syncDir(dir)
+}
+
+// place makes the finished file part, which is open as f, durable under its name.
+func place(f *os.File, part, name string) error {
+	if err := f.Sync(); err != nil {
+		return err
+	}
+	if err := os.Rename(part, name); err != nil {
+		return err
+	}
+	return syncDir(filepath.Dir(name))
+}
+
+// copyFile makes a durable copy that its owner alone may read. The owner is that
+// of the directory it is made in: root restores for the broker's user.
+func copyFile(from, to string) error {
+	in, err := os.Open(from)
+	if err != nil {
+		return err
+	}
+	defer in.Close()
+	_ = os.Remove(to) // of a restore that was cut short
+	out, err := os.OpenFile(to, os.O_WRONLY|os.O_CREATE|os.O_EXCL, 0o600)
+	if err != nil {
+		return err
+	}
+	_, err = io.Copy(out, in)
+	if err == nil {
+		err = out.Sync()
+	}
+	if info, statErr := os.Stat(filepath.Dir(to)); err == nil && statErr == nil && os.Geteuid() == 0 {
+		if owner, ok := info.Sys().(*syscall.Stat_t); ok {
+			err = out.Chown(int(owner.Uid), int(owner.Gid))
+		}
+	}
+	if err = errors.Join(err, out.Close()); err != nil {
+		_ = os.Remove(to) // the error that counts is the one above
+	}
+	return err
+}
+
+// syncDir makes renames in a directory durable.
+func syncDir(dir string) error {
+	d, err := os.Open(dir)
+	if err != nil {
+		return err
+	}
+	defer d.Close()
+	return d.Sync()
+}
+
+func noDatabase(err error, where string) error {
+	if errors.Is(err, fs.ErrNotExist) {
+		return fmt.Errorf("%w: %s", ErrNoDatabase, where)
+	}
+	return err
+}
+
+// Report is what Verify found in a database.
+type Report struct {
+	Schema      int // number of the last migration
+	Sessions    int
+	Messages    int // that wait in queues; one that waits for three sessions counts three times
+	Bytes       int // of these messages: topics, payloads and properties
+	Retained    int
+	Wills       int
+	Credentials int
+	Operators   int
+	Damage      []string // what is wrong, for people; empty if all is well
+}
+
+// Verify reads everything in a database file and checks it: the structure of the
+// file, and every record in it. The broker may be running. The error wraps
+// ErrNoDatabase, ErrTooNew or ErrDamaged; with the latter the report says what
+// is left.
+func Verify(ctx context.Context, file string) (Report, error) {
+	var r Report
+	if _, err := os.Stat(file); err != nil {
+		return r, noDatabase(err, file)
+	}
+	steps, err := embeddedMigrations()
+	if err != nil {
+		return r, err
+	}
+	pool, err := openDSN("file:"+(&url.URL{Path: file}).EscapedPath()+"?_pragma=busy_timeout(5000)&_pragma=query_only(on)", 1)
+	if err != nil {
+		return r, err
+	}
+	defer pool.Close()
+	version, oldest, err := schemaVersion(ctx, pool)
+	r.Schema = version
+	switch {
+	case err != nil:
+		r.Damage = append(r.Damage, "schema version: "+err.Error())
+	case version == 0:
+		r.Damage = append(r.Damage, "it is empty, or not a database of penstock")
+	case oldest > len(steps):
+		return r, fmt.Errorf("%w: %s has schema %d", ErrTooNew, file, version)
+	}
+	if len(r.Damage) > 0 {
+		return r, fmt.Errorf("%w: %s: %s", ErrDamaged, file, r.Damage[0])
+	}
+	conn, err := pool.Conn(ctx)
+	if err != nil {
+		return r, err
+	}
+	defer conn.Close()
+	r.read(ctx, &sqliteStore{conn: conn, torn: r.torn})
+	if err := ctx.Err(); err != nil {
+		return r, err
+	}
+	if len(r.Damage) > 0 {
+		return r, fmt.Errorf("%w: %s: %s", ErrDamaged, file, r.Damage[0])
+	}
+	return r, nil
+}
+
+// torn notes a record that cannot be read.
+func (r *Report) torn(what string, keys ...any) {
+	for i := 0; i+1 < len(keys); i += 2 {
+		what += fmt.Sprintf(" %v=%q", keys[i], fmt.Sprint(keys[i+1]))
+	}
+	r.Damage = append(r.Damage, what)
+}
+
+// read reads everything that s has into the report. What cannot be read does
+// not keep it from the rest.
+func (r *Report) read(ctx context.Context, s *sqliteStore) {
+	const most = 20 // of the same kind; the rest says nothing new
+	err := s.each(fmt.Sprintf(`PRAGMA integrity_check(%d)`, most), func(rows *sql.Rows) error {
+		var line string
+		if err := rows.Scan(&line); err != nil || line == "ok" {
+			return err
+		}
+		r.Damage = append(r.Damage, line)
+		return nil
+	})
+	if err != nil {
+		r.torn("file cannot be checked", "err", err)
+	}
+	for query, n := range map[string]*int{`SELECT count(*) FROM credential`: &r.Credentials, `SELECT count(*) FROM operator`: &r.Operators} {
+		if err := s.conn.QueryRowContext(ctx, query).Scan(n); err != nil {
+			r.torn("logins cannot be read", "err", err)
+		}
+	}
+	img, err := s.Load()
+	if err != nil {
+		r.torn("not all can be read", "err", err)
+		return
+	}
+	r.Sessions, r.Retained, r.Wills = len(img.Sessions), len(img.Retained), len(img.Wills)
+	progress := make(map[SessionID]Progress, len(img.Sessions))
+	for _, s := range img.Sessions {
+		progress[s.ID] = s.Progress
+	}
+	for _, row := range img.Segments {
+		err := DecodeSegment(row.Body, func(rec Record) {
+			for _, c := range rec.Claims {
+				p, ok := progress[c.Session]
+				if _, done := slices.BinarySearch(p.Finished, c.Seq); !ok || done || c.Seq < p.Cursor {
+					continue
+				}
+				r.Messages++
+				r.Bytes += rec.Message.Size()
+			}
+		})
+		if err != nil {
+			r.torn("segment is damaged", "err", err, "segment", row.ID)
+		}
+	}
+}

@@ -229,7 +229,7 @@ type group struct {
 	retained map[string]struct{}
 	drops    []int64
 	pinned   []*Segment
-	shrunk   []int // sizes of their rows now, in the same order; -1: there is none
+	shrunk   []int // sizes of their rows now, in the same order; 0: there is none
 	stored   []stored
 	size     int
 }
@@ -783,12 +783,14 @@ func (j *Journal) write() (wrote bool, err error) {
 		if err := begin(); err != nil {
 			return fail(err)
 		}
-		stored, err := j.compact(tx, s.id)
+		before, after, err := j.compact(tx, s.id)
 		if err != nil {
 			return fail(err)
 		}
-		size += max(0, stored)
-		g.shrunk = append(g.shrunk, stored)
+		if after < before {
+			size += after
+		}
+		g.shrunk = append(g.shrunk, after)
 	}
 	if tx != nil {
 		// The fate of a commit that fails is unknown: the next try takes new
@@ -812,11 +814,11 @@ func (j *Journal) write() (wrote bool, err error) {
 }
 
 // compact writes a segment anew, without what nobody needs any more. It returns
-// the size of its row, -1 if there is none. The body's memory is the journal's.
-func (j *Journal) compact(tx Tx, id int64) (size int, err error) {
+// the sizes of its row; both are 0 if there is none.
+func (j *Journal) compact(tx Tx, id int64) (before, after int, err error) {
 	old, err := tx.Segment(id)
 	if err != nil || old == nil {
-		return -1, err
+		return 0, 0, err
 	}
 	body := j.body[:0]
 	err = DecodeSegment(old, func(r Record) {
@@ -838,9 +840,9 @@ func (j *Journal) compact(tx Tx, id int64) (size int, err error) {
 	})
 	j.body = body[:0]
 	if err != nil || len(body) == 0 || len(body) >= len(old) {
-		return len(old), nil // torn, and so left alone; about to be deleted; or not worth it
+		return len(old), len(old), nil // torn, and so left alone; about to be deleted; or not worth it
 	}
-	return len(body), tx.PutSegment(StoredSegment{ID: id, Body: body})
+	return len(old), len(body), tx.PutSegment(StoredSegment{ID: id, Body: body})
 }
 
 // putCount writes n as a uvarint of exactly three bytes.
@@ -860,7 +862,7 @@ func (j *Journal) tell() {
 		}
 	}
 	for i, s := range g.pinned {
-		if g.shrunk[i] >= 0 {
+		if g.shrunk[i] > 0 {
 			s.watch(g.shrunk[i])
 		}
 	}

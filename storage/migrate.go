@@ -13,6 +13,9 @@ import (
 	"slices"
 	"strconv"
 	"strings"
+
+	"modernc.org/sqlite"
+	sqlite3 "modernc.org/sqlite/lib"
 )
 
 // ErrTooNew means that the database was written by a newer Penstock and that
@@ -78,17 +81,17 @@ func readMigrations(dir fs.FS) ([]migration, error) {
 }
 
 // refuseTooNew returns ErrTooNew if the database at path exists and cannot be
-// read by a binary whose newest migration is ours. It opens the file read-only.
+// read by a binary whose newest migration is ours. It opens the file read-only,
+// unless a power cut has left a transaction to be rolled back first.
 func refuseTooNew(ctx context.Context, path string, ours int) error {
 	if _, err := os.Stat(path); errors.Is(err, fs.ErrNotExist) {
 		return nil
 	}
-	pool, err := openDSN("file:"+(&url.URL{Path: path}).EscapedPath()+"?mode=ro&_pragma=busy_timeout(5000)", 1)
-	if err != nil {
-		return err
+	version, oldest, err := schemaOf(ctx, path, "ro")
+	var se *sqlite.Error
+	if errors.As(err, &se) && se.Code()&0xFF == sqlite3.SQLITE_READONLY {
+		version, oldest, err = schemaOf(ctx, path, "rw")
 	}
-	defer pool.Close()
-	version, oldest, err := schemaVersion(ctx, pool)
 	if err != nil {
 		return fmt.Errorf("read schema version of %s: %w", path, err)
 	}
@@ -97,6 +100,16 @@ func refuseTooNew(ctx context.Context, path string, ours int) error {
 			ErrTooNew, path, version, oldest, ours)
 	}
 	return nil
+}
+
+// schemaOf is schemaVersion of a file, opened in a mode of SQLite's.
+func schemaOf(ctx context.Context, path, mode string) (version, oldestReader int, err error) {
+	pool, err := openDSN("file:"+(&url.URL{Path: path}).EscapedPath()+"?mode="+mode+"&_pragma=busy_timeout(5000)", 1)
+	if err != nil {
+		return 0, 0, err
+	}
+	defer pool.Close()
+	return schemaVersion(ctx, pool)
 }
 
 // queryer is the part of sql.DB and sql.Tx that reads one row.

@@ -26,6 +26,8 @@ var tape struct {
 	sync.Mutex
 	on       bool
 	ops      []diskOp
+	failAt   int                                     // the operation that fails, from 1; 0: none
+	failWith int32                                   // SQLite's result code for it
 	under    uintptr                                 // the VFS below
 	paths    map[uintptr]string                      // of open files
 	methods  map[uintptr]sqlite3.Tsqlite3_io_methods // of open files, those below
@@ -38,7 +40,29 @@ func recordDisk() {
 	installTape()
 	tape.Lock()
 	defer tape.Unlock()
-	tape.on, tape.ops = true, nil
+	tape.on, tape.ops, tape.failAt = true, nil, 0
+}
+
+// failDisk has the nth operation from here on fail with a result code of
+// SQLite's, instead of being done.
+func failDisk(n int, with int32) {
+	recordDisk()
+	tape.Lock()
+	defer tape.Unlock()
+	tape.failAt, tape.failWith = n, with
+}
+
+// note notes an operation, unless it fails: then the result code is not 0.
+// tape is locked.
+func note(op diskOp) (rc int32) {
+	if !tape.on {
+		return 0
+	}
+	tape.ops = append(tape.ops, op)
+	if len(tape.ops) == tape.failAt {
+		return tape.failWith
+	}
+	return 0
 }
 
 // installTape puts the tape under all databases, for good.
@@ -121,41 +145,37 @@ func tapeOpen(tls *libc.TLS, _, name, file uintptr, flags int32, out uintptr) in
 func tapeDelete(tls *libc.TLS, _, name uintptr, sync int32) int32 {
 	tape.Lock()
 	defer tape.Unlock()
-	rc := function[deleteFunc]((*sqlite3.Tsqlite3_vfs)(at(tape.under)).FxDelete)(tls, tape.under, name, sync)
-	if rc == 0 && tape.on {
-		tape.ops = append(tape.ops, diskOp{kind: 'd', path: libc.GoString(name)})
+	if rc := note(diskOp{kind: 'd', path: libc.GoString(name)}); rc != 0 {
+		return rc
 	}
-	return rc
+	return function[deleteFunc]((*sqlite3.Tsqlite3_vfs)(at(tape.under)).FxDelete)(tls, tape.under, name, sync)
 }
 
 func tapeWrite(tls *libc.TLS, file, buf uintptr, n int32, offset int64) int32 {
 	tape.Lock()
 	defer tape.Unlock()
-	rc := function[writeFunc](tape.methods[file].FxWrite)(tls, file, buf, n, offset)
-	if rc == 0 && tape.on {
-		tape.ops = append(tape.ops, diskOp{'w', tape.paths[file], offset, slices.Clone(libc.GoBytes(buf, int(n)))})
+	if rc := note(diskOp{'w', tape.paths[file], offset, slices.Clone(libc.GoBytes(buf, int(n)))}); rc != 0 {
+		return rc
 	}
-	return rc
+	return function[writeFunc](tape.methods[file].FxWrite)(tls, file, buf, n, offset)
 }
 
 func tapeTruncate(tls *libc.TLS, file uintptr, size int64) int32 {
 	tape.Lock()
 	defer tape.Unlock()
-	rc := function[truncateFunc](tape.methods[file].FxTruncate)(tls, file, size)
-	if rc == 0 && tape.on {
-		tape.ops = append(tape.ops, diskOp{kind: 't', path: tape.paths[file], offset: size})
+	if rc := note(diskOp{kind: 't', path: tape.paths[file], offset: size}); rc != 0 {
+		return rc
 	}
-	return rc
+	return function[truncateFunc](tape.methods[file].FxTruncate)(tls, file, size)
 }
 
 func tapeSync(tls *libc.TLS, file uintptr, flags int32) int32 {
 	tape.Lock()
 	defer tape.Unlock()
-	rc := function[syncFunc](tape.methods[file].FxSync)(tls, file, flags)
-	if rc == 0 && tape.on {
-		tape.ops = append(tape.ops, diskOp{kind: 's', path: tape.paths[file]})
+	if rc := note(diskOp{kind: 's', path: tape.paths[file]}); rc != 0 {
+		return rc
 	}
-	return rc
+	return function[syncFunc](tape.methods[file].FxSync)(tls, file, flags)
 }
 
 // disk is files as a disk has them: what was synced is there, of what came

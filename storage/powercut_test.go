@@ -36,7 +36,7 @@ type promises struct {
 
 // workload has the journal commit what a busy broker would, over a recorded
 // disk, and returns what was done to the disk and what was promised.
-func workload(t *testing.T, seed uint64, commits int, pragma string) (file string, ops []diskOp, p promises) {
+func workload(t *testing.T, seed uint64, commits int, pragmas ...string) (file string, ops []diskOp, p promises) {
 	t.Helper()
 	recordDisk()
 	db, store := openStore(t)
@@ -44,7 +44,7 @@ func workload(t *testing.T, seed uint64, commits int, pragma string) (file strin
 		t.Fatal(err)
 	}
 	// Small logs, so that a run has many checkpoints.
-	for _, q := range []string{"PRAGMA wal_autocheckpoint=16", pragma} {
+	for _, q := range append(pragmas, "PRAGMA wal_autocheckpoint=16") {
 		if _, err := store.conn.ExecContext(t.Context(), q); err != nil {
 			t.Fatal(err)
 		}
@@ -172,9 +172,9 @@ func (p promises) survives(t *testing.T, files map[string][]byte, base string, c
 
 // powerCuts cuts the power of a run at many moments, and returns how many cuts
 // there were and the first that lost something.
-func powerCuts(t *testing.T, seed uint64, commits, every int, pragma string) (cuts int, lost error) {
+func powerCuts(t *testing.T, seed uint64, commits, every int, pragmas ...string) (cuts int, lost error) {
 	t.Helper()
-	file, ops, p := workload(t, seed, commits, pragma)
+	file, ops, p := workload(t, seed, commits, pragmas...)
 	rng := rand.New(rand.NewPCG(seed, 3))
 	d := newDisk()
 	for i, op := range ops {
@@ -202,7 +202,7 @@ func TestPowerCuts(t *testing.T) {
 	}
 	total := 0
 	for seed := range uint64(runs) {
-		n, err := powerCuts(t, seed, 60, every, "PRAGMA synchronous=FULL")
+		n, err := powerCuts(t, seed, 60, every)
 		if total += n; err != nil {
 			t.Fatal(err)
 		}

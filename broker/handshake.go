@@ -124,12 +124,14 @@ func (c *conn) greet(first byte, body []byte) error {
 }
 
 // oversized refuses a CONNECT that is larger than it may be, of which body is
-// the beginning, in the words of the version that it speaks.
+// the beginning, in the words of the version that it speaks. If that has not
+// come yet, it is not waited for.
 func (c *conn) oversized(body []byte) error {
 	h, err := parseConnect(body)
 	c.hello, c.version = h, h.version
 	c.b.plane.limit(limitPacketSize)
 	if err == errNotMQTT {
+		c.b.notice("connection refused", "address", c.sock.RemoteAddr().String(), "err", "first packet is larger than max_connect")
 		_ = c.Close() // it gets no answer
 		return err
 	}

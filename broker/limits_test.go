@@ -175,9 +175,7 @@ func TestLimitsAnswerAndCount(t *testing.T) {
 		}, [2]string{"0x0", "0x95"}},
 		{"packet-size", func(c *Config) { c.MaxConnect = 1024 }, func(s *server, c *client) string {
 			other := s.dial()
-			packet := connectPacket(connectOptions{version: c.version, id: strings.Repeat("x", 2000), clean: true})
-			other.send(packet[:7]) // the version comes later
-			other.send(packet[7:])
+			other.send(connectPacket(connectOptions{version: c.version, id: strings.Repeat("x", 2000), clean: true}))
 			first, body, err := other.tryRead()
 			if err != nil {
 				return "closed"

@@ -911,3 +911,45 @@ func TestPinnedSegmentsAreCompacted(t *testing.T) {
 		again.s.puback(again.s.packetID(again.s.nextSeq-20+seq), &r.b)
 	}
 }
+
+// Large payloads, which are written past the output buffer as far as the socket
+// takes them, arrive whole and in order between small ones, also at a client
+// that reads late.
+func TestLargePayloadsInOrder(t *testing.T) {
+	s := start(t, t.TempDir())
+	sub, _ := s.connect(connectOptions{id: "sub", clean: true})
+	sub.subscribe(1, "t")
+	pub, _ := s.connect(connectOptions{id: "pub", clean: true})
+	const n = 300
+	payload := func(i int) string {
+		size := []int{10, 20_000, 5, 300_000, 64 << 10, 1000, 17_000}[i%7]
+		return fmt.Sprintf("%d ", i) + strings.Repeat(string(rune('a'+i%26)), size)
+	}
+	got := map[byte]int{} // by QoS, the message that came last
+	take := func() (i int) {
+		t.Helper()
+		d := sub.take()
+		if _, err := fmt.Sscan(d.payload, &i); err != nil || d.payload != payload(i) {
+			t.Fatalf("got a payload of %d bytes that is none of ours: %.20q", len(d.payload), d.payload)
+		}
+		qos := byte(i % 2)
+		want := i // QoS 0 may be lost
+		if last, ok := got[qos]; ok {
+			want = last + 2
+		}
+		if i < want || qos == 1 && i > want {
+			t.Fatalf("message %d of QoS %d, want %d", i, qos, want)
+		}
+		got[qos] = i
+		return i
+	}
+	for i := range 60 { // the reader keeps up
+		pub.send(pub.publishPacket("t", payload(i), byte(i%2), 0, uint16(1+i)))
+		take()
+	}
+	for i := 60; i < n; i++ { // it does not
+		pub.send(pub.publishPacket("t", payload(i), byte(i%2), 0, uint16(1+i)))
+	}
+	for take() != n-1 {
+	}
+}

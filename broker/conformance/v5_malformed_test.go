@@ -441,8 +441,7 @@ func TestFixedHeader5(t *testing.T) {
 	})
 	t.Run("CONNECT too large", func(t *testing.T) {
 		c := s.dial(t, 5)
-		c.trySend([]byte{kindConnect << 4, 0xFF, 0xFF, 0xFF, 0x7F})
-		c.trySend(str("MQTT"), []byte{5, 2}, u16(0))
+		c.trySend([]byte{kindConnect << 4, 0xFF, 0xFF, 0xFF, 0x7F}, str("MQTT"), []byte{5, 2}, u16(0))
 		if got := c.end(); len(got) != 1 || got[0].first != kindConnack<<4 || got[0].body[1] != 0x95 {
 			t.Errorf("got %v, want CONNACK 0x95 and the connection closed", got)
 		}

@@ -610,10 +610,10 @@ func (c *conn) kick(reason byte, text string) {
 		c.reserve(maxAckHeader + len(text))
 		before := len(c.out)
 		c.out = appendDisconnect(c.out, reason, text)
-		if c.tooLarge(len(c.out) - before) { // [MQTT-3.14.2-3]
+		if c.tooLarge(before) { // [MQTT-3.14.2-3]
 			c.out = appendDisconnect(c.out[:before], reason, "")
 		}
-		if c.tooLarge(len(c.out) - before) { // [MQTT-3.1.2-24]
+		if c.tooLarge(before) { // [MQTT-3.1.2-24]
 			c.out = c.out[:before]
 		} else {
 			c.otherOut++

@@ -912,8 +912,7 @@ func TestPinnedSegmentsAreCompacted(t *testing.T) {
 	}
 }
 
-// Large payloads, which are written past the output buffer as far as the socket
-// takes them, arrive whole and in order between small ones, also at a client
+// Large payloads arrive whole and in order between small ones, also at a client
 // that reads late.
 func TestLargePayloadsInOrder(t *testing.T) {
 	s := start(t, t.TempDir())

@@ -43,7 +43,7 @@ var attacks = []attack{
 		name:  "headers that announce 256 MB",
 		moved: `penstock_limited_total{limit="packet-size"}`,
 		bound: 1000 * 20 << 10, why: "nothing is allocated for what was only announced: 20 kB for each of 1,000 connections",
-		config:   `max_packet = "256MiB"`,
+		config:   `max_packet = "255MiB"`,
 		connects: true,
 		run: func(ctx context.Context, a *arena) {
 			pace(ctx, 400, func(i int) {

@@ -98,14 +98,15 @@ func (a *App) start(ctx context.Context) error {
 	if err := ctx.Err(); err != nil {
 		return err
 	}
-	// A password that is made is also shown, whatever the signals say.
-	admin := a.ensureAdmin(context.WithoutCancel(ctx))
 	if err := a.startAPI(); err != nil {
 		return err
 	}
-	if err := ctx.Err(); err != nil && admin.password == "" {
+	if err := ctx.Err(); err != nil {
 		return err
 	}
+	// A password that is made is also shown: nothing fails from here on,
+	// whatever the signals say.
+	admin := a.ensureAdmin(context.WithoutCancel(ctx))
 	a.startHealth()
 	a.startMemory()
 	a.startSystemd()

@@ -249,6 +249,26 @@ func TestAppStartsAnnouncesAndStops(t *testing.T) {
 	}
 }
 
+// TestPasswordOfFailedStart: a start that fails makes no password that nobody sees.
+func TestPasswordOfFailedStart(t *testing.T) {
+	taken, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer taken.Close()
+	cfg := testConfig(t)
+	free := cfg.API.HTTP
+	cfg.API.HTTP = taken.Addr().String()
+	log, level := newLogger(cfg.Log, t.Output())
+	if err := NewApp(cfg, Options{Dev: true, Stdout: io.Discard}, log, level).Run(t.Context()); err == nil {
+		t.Fatal("it started on an address that is taken")
+	}
+	cfg.API.HTTP = free
+	if out, _ := startApp(t, cfg, Options{}); !strings.Contains(out, "(shown this once)") {
+		t.Errorf("the next start shows no password:\n%s", out)
+	}
+}
+
 // TestStopIsPrompt: HTTP connections that hold the API up hold nobody else up.
 func TestStopIsPrompt(t *testing.T) {
 	for name, request := range map[string]string{

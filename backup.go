@@ -2,7 +2,9 @@ package main
 
 import (
 	"context"
+	"errors"
 	"fmt"
+	"io/fs"
 	"os"
 	"path/filepath"
 
@@ -21,7 +23,7 @@ func (c backupCommand) Run(std streams) error {
 		return err
 	}
 	if err := storage.Backup(context.Background(), dir, c.File); err != nil {
-		return dataHint(err, dir)
+		return hintFor(err, dir)
 	}
 	info, err := os.Stat(c.File)
 	if err != nil {
@@ -47,7 +49,7 @@ func (c restoreCommand) Run(std streams) error {
 		fmt.Fprintf(std.out, "what was there is kept in %s\n", kept)
 	}
 	if err != nil {
-		return dataHint(err, dir)
+		return hintFor(err, dir)
 	}
 	_, err = fmt.Fprintf(std.out, "%s restored from %s\n", dir, c.File)
 	return err
@@ -73,7 +75,7 @@ func (c verifyCommand) Run(std streams) error {
 		fmt.Fprintln(std.out, "damaged: "+line)
 	}
 	if err != nil && r.Schema == 0 {
-		return dataHint(err, filepath.Dir(file))
+		return hintFor(err, filepath.Dir(file))
 	}
 	fmt.Fprintf(std.out, `schema       %d
 sessions     %d
@@ -83,7 +85,23 @@ wills        %d
 devices      %d
 operators    %d
 `, r.Schema, r.Sessions, r.Messages, r.Bytes, r.Retained, r.Wills, r.Credentials, r.Operators)
+	if err == nil {
+		_, err = fmt.Fprintln(std.out, "no damage was found")
+	}
 	return err
+}
+
+// hintFor is dataHint for errors that are about the data directory; one about
+// another file says itself which.
+func hintFor(err error, dir string) error {
+	var at *fs.PathError
+	if errors.As(err, &at) && filepath.Dir(at.Path) != dir {
+		if errors.Is(err, fs.ErrPermission) {
+			return fmt.Errorf("%w: this user has no right to it", err)
+		}
+		return err
+	}
+	return dataHint(err, dir)
 }
 
 // dataDir returns the data directory that the flags and the configuration name.

@@ -40,6 +40,7 @@ func Backup(ctx context.Context, dir, file string) error {
 	defer pool.Close()
 	// SQLite takes an empty file, and would make one that everybody can read.
 	part := file + ".part"
+	_ = os.Remove(part) // of one that was cut short
 	f, err := os.OpenFile(part, os.O_WRONLY|os.O_CREATE|os.O_EXCL, 0o600)
 	if err != nil {
 		return fmt.Errorf("back up: %w", err)
@@ -70,6 +71,9 @@ func Restore(ctx context.Context, dir, file string) (kept string, err error) {
 		return "", err
 	}
 	defer lock.Close()
+	if err := give(lock, dir); err != nil {
+		return "", fmt.Errorf("restore: %w", err)
+	}
 	path := filepath.Join(dir, fileName)
 	part := path + ".part"
 	if err := copyFile(file, part); err != nil {
@@ -77,6 +81,9 @@ func Restore(ctx context.Context, dir, file string) (kept string, err error) {
 	}
 	// Its log belongs to the old database, and would damage the new one.
 	aside := path + ".before-" + time.Now().UTC().Format("20060102T150405Z")
+	for n := 2; exists(aside) || exists(aside+"-wal"); n++ {
+		aside = fmt.Sprintf("%s.before-%s-%d", path, time.Now().UTC().Format("20060102T150405Z"), n)
+	}
 	for _, suffix := range []string{"-wal", "-shm", ""} {
 		switch err := os.Rename(path+suffix, aside+suffix); {
 		case err == nil:
@@ -119,15 +126,30 @@ func copyFile(from, to string) error {
 	if err == nil {
 		err = out.Sync()
 	}
-	if info, statErr := os.Stat(filepath.Dir(to)); err == nil && statErr == nil && os.Geteuid() == 0 {
-		if owner, ok := info.Sys().(*syscall.Stat_t); ok {
-			err = out.Chown(int(owner.Uid), int(owner.Gid))
-		}
+	if err == nil {
+		err = give(out, filepath.Dir(to))
 	}
 	if err = errors.Join(err, out.Close()); err != nil {
 		_ = os.Remove(to) // the error that counts is the one above
 	}
 	return err
+}
+
+// give gives a file, if it is root's, to the owner of its directory.
+func give(f *os.File, dir string) error {
+	info, err := os.Stat(dir)
+	if err != nil || os.Geteuid() != 0 {
+		return err
+	}
+	if owner, ok := info.Sys().(*syscall.Stat_t); ok {
+		return f.Chown(int(owner.Uid), int(owner.Gid))
+	}
+	return nil
+}
+
+func exists(path string) bool {
+	_, err := os.Lstat(path)
+	return err == nil
 }
 
 // syncDir makes renames in a directory durable.
@@ -166,8 +188,17 @@ type Report struct {
 // is left.
 func Verify(ctx context.Context, file string) (Report, error) {
 	var r Report
-	if _, err := os.Stat(file); err != nil {
+	// What cannot be read is not damaged.
+	f, err := os.Open(file)
+	if err != nil {
 		return r, noDatabase(err, file)
+	}
+	info, err := f.Stat()
+	if err = errors.Join(err, f.Close()); err != nil {
+		return r, err
+	}
+	if info.IsDir() {
+		return r, fmt.Errorf("%s is a directory: name the file in it", file)
 	}
 	steps, err := embeddedMigrations()
 	if err != nil {

@@ -163,3 +163,34 @@ func TestDamagedIsRefused(t *testing.T) {
 		})
 	}
 }
+
+// What cannot be read is not called damaged, and a second restore keeps what the
+// first has kept.
+func TestRestoreIsCareful(t *testing.T) {
+	db, store := openStore(t)
+	fill(t, db, store)
+	dir, file := t.TempDir(), filepath.Join(t.TempDir(), "backup")
+	if err := Backup(t.Context(), filepath.Dir(db.path), file); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := Verify(t.Context(), dir); err == nil || errors.Is(err, ErrDamaged) {
+		t.Errorf("a directory: got %v, want an error that says so", err)
+	}
+	kept := map[string]bool{}
+	for range 4 {
+		name, err := Restore(t.Context(), dir, file)
+		if err != nil {
+			t.Fatal(err)
+		}
+		kept[name] = true
+	}
+	if len(kept) != 4 { // of the first there was nothing
+		t.Errorf("kept %v, want three files", kept)
+	}
+	if err := os.WriteFile(file+"2.part", []byte("of a backup that was cut short"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if err := Backup(t.Context(), filepath.Dir(db.path), file+"2"); err != nil {
+		t.Error(err)
+	}
+}

@@ -141,7 +141,7 @@ func (c *conn) oversized(body []byte) error {
 // refuse answers a CONNECT with the reason, or what MQTT 3.x has for it
 // (3.2.2.3), and closes. It returns errRefused.
 func (c *conn) refuse(reason byte, text, clientID string) error {
-	c.b.notice("connection refused", "client", clientID, "address", c.sock.RemoteAddr().String(), "reason", fmt.Sprintf("0x%02X", reason), "err", text)
+	c.b.notice("connection refused", "client", clientID, "username", c.hello.username, "address", c.sock.RemoteAddr().String(), "reason", fmt.Sprintf("0x%02X", reason), "err", text)
 	// Mosquitto's bridges first say their version with the high bit set, and
 	// fall back when they get the return code of that version.
 	if c.version&0x7F >= 5 {

@@ -468,10 +468,10 @@ func TestSysHealth(t *testing.T) {
 		sub.subscribe(0, "$SYS/broker/penstock/health")
 		release := p.holdCommits()
 		p.b.journal.Change(func(storage.Tx) error { return nil }, nil)
-		time.Sleep(time.Minute)
+		time.Sleep(50 * time.Second) // twice is less than the write timeout, for nobody reads yet
 		p.b.sweep(time.Now())
 		release()
-		time.Sleep(time.Minute)
+		time.Sleep(50 * time.Second)
 		p.b.sweep(time.Now())
 		got := sub.got()
 		if len(got) != 3 || got[0] != "$SYS/broker/penstock/health=ok(r)" || !strings.Contains(got[1], "a commit has been running for") || got[2] != "$SYS/broker/penstock/health=ok" {

@@ -94,8 +94,11 @@ func (p *plane) retain(m *storage.Message, rt *routes, r *receipt) *routes {
 // fullFor reports whether the retained store has no room for a message. One
 // that takes the place of another that is no smaller is always taken.
 func (p *plane) fullFor(m *storage.Message) bool {
+	if !m.Retain || len(m.Payload) == 0 {
+		return false
+	}
 	room := int64(p.cfg.MaxRetained) - p.retained.cost.Load()
-	if !m.Retain || len(m.Payload) == 0 || retainedCost(m.Topic, m.Size()) <= room {
+	if retainedCost(m.Topic, m.Size()) <= room {
 		return false
 	}
 	old := p.Retained(m.Topic)

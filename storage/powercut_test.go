@@ -36,10 +36,10 @@ type promises struct {
 
 // workload has the journal commit what a busy broker would, over a recorded
 // disk, and returns what was done to the disk and what was promised.
-func workload(t *testing.T, seed uint64, commits int, pragmas ...string) (file string, ops []diskOp, p promises) {
+func workload(t *testing.T, seed uint64, commits int, pragmas ...string) (ops []diskOp, p promises) {
 	t.Helper()
 	recordDisk()
-	db, store := openStore(t)
+	_, store := openStore(t)
 	if err := store.connect(); err != nil {
 		t.Fatal(err)
 	}
@@ -102,12 +102,12 @@ func workload(t *testing.T, seed uint64, commits int, pragmas ...string) (file s
 			j.Change(func(tx Tx) error { return tx.DeleteInbound(row) }, nil)
 		}
 	}
-	return db.path, stopRecording(), p
+	return stopRecording(), p
 }
 
 // survives starts on the files and returns what is missing of what was promised
 // before the disk operation number cut.
-func (p promises) survives(t *testing.T, files map[string][]byte, base string, cut int) error {
+func (p promises) survives(t *testing.T, files map[string][]byte, cut int) error {
 	t.Helper()
 	dir := t.TempDir()
 	defer os.RemoveAll(dir) // there are many
@@ -174,7 +174,7 @@ func (p promises) survives(t *testing.T, files map[string][]byte, base string, c
 // there were and the first that lost something.
 func powerCuts(t *testing.T, seed uint64, commits, every int, pragmas ...string) (cuts int, lost error) {
 	t.Helper()
-	file, ops, p := workload(t, seed, commits, pragmas...)
+	ops, p := workload(t, seed, commits, pragmas...)
 	rng := rand.New(rand.NewPCG(seed, 3))
 	d := newDisk()
 	for i, op := range ops {
@@ -183,7 +183,7 @@ func powerCuts(t *testing.T, seed uint64, commits, every int, pragmas ...string)
 			continue
 		}
 		cuts++
-		if err := p.survives(t, d.cut(rng), file, i+1); err != nil {
+		if err := p.survives(t, d.cut(rng), i+1); err != nil {
 			return cuts, fmt.Errorf("seed %d, power cut after disk operation %d of %d: %w", seed, i+1, len(ops), err)
 		}
 	}

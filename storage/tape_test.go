@@ -203,8 +203,7 @@ func (d *disk) do(op diskOp) {
 	}
 }
 
-// applied returns a file after an operation. It changes the memory of old only
-// behind its end.
+// applied returns a file after an operation, in memory of its own.
 func applied(old []byte, op diskOp) []byte {
 	size := len(old)
 	if op.kind == 't' {

@@ -135,6 +135,7 @@ func TestResumeKeepsToReceiveMaximum(t *testing.T) {
 	pub, _ := s.connect(connectOptions{id: "pub", clean: true})
 	pub.flood(fixed("a"), "m%d", 200, 0)
 	sub, _ = s.connect(o)
+	eventually(t, "the first deliveries", func() bool { sub.ping(); return len(sub.stash) > 0 }) // they are read from the disk
 	sub.ping()
 	sub.ping()
 	if got := len(sub.stash); got != 5 {

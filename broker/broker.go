@@ -124,6 +124,7 @@ func (b *Broker) Run(ctx context.Context) error {
 	defer stopJournal()
 	var parts sync.WaitGroup
 	parts.Go(func() { _ = b.journal.Run(journalCtx) }) // returns nil only
+	parts.Go(func() { b.plane.load(journalCtx) })
 	for _, l := range b.listeners {
 		b.serving.Go(func() { b.accept(l) })
 	}
@@ -387,6 +388,10 @@ func (b *Broker) Health() Health {
 	if j.Writing > slowCommit {
 		h.Ready, h.Degraded = false, true
 		h.Reasons = append(h.Reasons, fmt.Sprintf("storage: a commit has been running for %d s, acknowledgements wait", int(j.Writing.Seconds())))
+	}
+	if why := b.plane.readError.Load(); why != nil {
+		h.Ready, h.Degraded = false, true
+		h.Reasons = append(h.Reasons, "storage: queues cannot be read, deliveries wait: "+*why)
 	}
 	return h
 }

@@ -4,7 +4,6 @@ import (
 	"cmp"
 	"errors"
 	"fmt"
-	"math"
 	"slices"
 
 	"penstock/internal/units"
@@ -153,5 +152,4 @@ func within[T int | units.Duration | units.Bytes](key string, v, lo, hi T) error
 	return nil
 }
 
-// queueBytes is MaxQueueBytes as an int, which on a 32-bit machine is less.
-func (c *Config) queueBytes() int { return int(min(int64(c.MaxQueueBytes), math.MaxInt)) }
+func (c *Config) queueBytes() int64 { return int64(c.MaxQueueBytes) }

@@ -135,6 +135,7 @@ type sim struct {
 	cut     bool // the power goes during the commit that runs
 	calm    bool // nothing fails any more
 	ids     uint64
+	memory  memory
 	filter  string // what subscribers subscribe to
 	shared  bool   // it is a shared subscription: each message goes to one of them
 	ended   bool   // a session of the share group has ended, so what it had went on to others
@@ -162,6 +163,15 @@ func newSim(seed uint64, trace *strings.Builder) *sim {
 	w.cfg.Window = modelWindow
 	if w.rng.IntN(2) == 0 {
 		w.scfg.CompactFrom = -1
+	}
+	w.scfg.MergeFrom = 2 * w.rng.IntN(3) // 0: there are never enough
+	// Next to nothing of a queue is in memory, or all of it.
+	w.memory = defaultMemory
+	if w.rng.IntN(3) > 0 {
+		w.memory = memory{online: w.rng.IntN(4), away: w.rng.IntN(2), chunk: 1 + w.rng.IntN(3), bytes: 1 << 10, budget: 1 << 20}
+		if w.rng.IntN(4) == 0 {
+			w.memory.budget = 0
+		}
 	}
 	w.ids = []uint64{scarceIDs, plentyIDs}[seed%2]
 	w.filter, w.shared = "t/#", seed%3 == 0
@@ -200,7 +210,14 @@ func (w *sim) breakCommit() bool {
 func (w *sim) boot() {
 	w.journal = storage.NewJournal(w.store, w.scfg, w.log)
 	w.plane = newPlane(&w.cfg, w.journal, w.log)
-	w.plane.ids, w.plane.block = w.ids, modelBlock
+	w.plane.ids, w.plane.block, w.plane.memory = w.ids, modelBlock, w.memory
+	w.plane.background = func(f func()) { f() }
+	p := w.plane
+	p.pause = func(time.Duration) { // commits run meanwhile
+		if _ = w.journal.Commit(); w.cut {
+			p.stopping.Store(true) // until the power goes, which is next
+		}
+	}
 	if err := w.plane.restore(); err != nil {
 		w.fail("restore: %v", err)
 	}
@@ -228,6 +245,20 @@ func (w *sim) commit() {
 	}
 }
 
+// load reads what a session asks for from the store.
+func (w *sim) load() {
+	s := w.plane.loads.pop()
+	if s == nil {
+		return
+	}
+	var b batch
+	err := w.plane.loadSome(s, &b)
+	w.note("read for %s: %v", s.clientID, err)
+	if err != nil {
+		w.plane.loads.push(s)
+	}
+}
+
 // lost is the client's view of a broken connection.
 func (c *simClient) lost() {
 	if c.conn != nil {
@@ -243,14 +274,19 @@ func (c *simClient) drop() {
 	if k.sess != nil {
 		var b batch
 		unlock := c.w.plane.lockID(c.name)
+		c.w.cut = false
 		c.w.plane.leave(k.sess, k, k.farewell(), &b)
 		unlock()
+		if c.w.cut {
+			c.w.power()
+		}
 	}
 	c.w.note("%s: connection lost", c.name)
 }
 
 func (c *simClient) connect() {
 	c.lost() // a connection that is still there is taken over
+	c.w.cut = false
 	k := &simConn{c: c}
 	c.conn = k
 	var b batch
@@ -267,6 +303,10 @@ func (c *simClient) connect() {
 	o := c.w.plane.open(k, opening{clientID: c.name, version: 4, expiry: 1000, window: window, cleanStart: c.clean}, &b)
 	k.sess, k.present, k.durable = o.s, o.present, o.durable
 	c.w.note("%s: connects", c.name)
+	if c.w.cut {
+		c.w.power()
+		return
+	}
 	c.w.connack(k)
 }
 
@@ -496,6 +536,8 @@ func (w *sim) step() {
 	switch d := w.rng.IntN(100); {
 	case d < 8:
 		w.commit()
+	case d < 16 && len(w.plane.loads.list) > 0:
+		w.load()
 	case w.chance(250):
 		w.power()
 	case c.conn == nil:
@@ -555,9 +597,10 @@ func (w *sim) rest() {
 					idle = 0
 				}
 			}
-			if _, any := w.journal.Pending(); any {
+			if _, any := w.journal.Pending(); any || len(w.plane.loads.list) > 0 {
 				idle = 0
 			}
+			w.load()
 			w.commit() // also when only a failed group is left
 		}
 	}
@@ -585,6 +628,18 @@ func (w *sim) check() {
 		if s.live != 0 || len(s.inbound) != 0 {
 			w.fail("%s: %d deliveries and %d identifiers are left over", s.clientID, s.live, len(s.inbound))
 		}
+		if s.bytes != 0 || s.spill.count != 0 || len(s.spill.runs) != 0 {
+			w.fail("%s: %d bytes and %d deliveries on the disk are left over", s.clientID, s.bytes, s.spill.count)
+		}
+	}
+	if p := w.plane; p.queueMessages.Load() != 0 || p.queueBytes.Load() != 0 || p.spilledMessages.Load() != 0 || p.spilledBytes.Load() != 0 {
+		w.fail("%d messages of %d bytes are counted in queues, %d and %d of them on the disk only", p.queueMessages.Load(), p.queueBytes.Load(), p.spilledMessages.Load(), p.spilledBytes.Load())
+	}
+	if p := w.plane; p.dropped[dropDamaged].Load() != 0 {
+		w.fail("%d messages were missing on the disk", p.dropped[dropDamaged].Load())
+	}
+	if st := w.journal.Stats(); st.Segments != 0 || st.SegmentBytes != 0 {
+		w.fail("%d segments of %d bytes are counted", st.Segments, st.SegmentBytes)
 	}
 	w.power() // what is retained must be in the store
 	for _, c := range w.clients {

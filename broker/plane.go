@@ -3,6 +3,7 @@ package broker
 import (
 	"fmt"
 	"log/slog"
+	"slices"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -50,7 +51,16 @@ type plane struct {
 	acl      atomic.Pointer[acl]
 	stopping atomic.Bool
 
-	journalBatch batch // of the journal's goroutine
+	memory     memory
+	loads      loads
+	readMu     sync.Mutex             // held while a segment is read
+	read       []readSegment          // segments that were read last
+	readError  atomic.Pointer[string] // why queues cannot be read; nil: they can
+	background func(func())           // runs what may have to wait for the disk
+	pause      func(time.Duration)
+
+	journalBatch batch      // of the journal's goroutine
+	spilling     []*session // sessions that may have too much in memory; likewise
 	counters
 }
 
@@ -70,7 +80,11 @@ func newPlane(cfg *Config, journal *storage.Journal, log *slog.Logger) *plane {
 		busyIDs:  make(map[string]chan struct{}),
 		unsaid:   make(map[string]chan struct{}),
 		wills:    make(map[string]*will),
+		memory:   defaultMemory,
+		loads:    loads{wake: make(chan struct{}, 1)},
+		pause:    time.Sleep,
 	}
+	p.background = func(f func()) { go f() }
 	p.acl.Store(&acl{})
 	journal.Attach(p)
 	return p
@@ -80,7 +94,20 @@ func newPlane(cfg *Config, journal *storage.Journal, log *slog.Logger) *plane {
 func (p *plane) told() *batch { return &p.journalBatch }
 
 // Flush implements storage.State.
-func (p *plane) Flush() { p.journalBatch.flush() }
+func (p *plane) Flush() {
+	for i, s := range p.spilling {
+		s.mu.Lock()
+		s.spilling = false
+		s.unload()
+		s.mu.Unlock()
+		p.spilling[i] = nil
+	}
+	p.spilling = p.spilling[:0]
+	p.journalBatch.flush()
+}
+
+// Now implements storage.State.
+func (p *plane) Now() int64 { return p.now() }
 
 // Progress implements storage.State.
 func (p *plane) Progress(id storage.SessionID) (storage.Progress, bool) {
@@ -104,7 +131,7 @@ func (p *plane) ProgressStored(id storage.SessionID) {
 }
 
 // Wants implements storage.State.
-func (p *plane) Wants(id storage.SessionID, seq uint64) bool {
+func (p *plane) Wants(seg *storage.Segment, id storage.SessionID, seq uint64) bool {
 	p.sessMu.Lock()
 	s := p.byID[id]
 	_, ending := p.ending[id]
@@ -114,8 +141,11 @@ func (p *plane) Wants(id storage.SessionID, seq uint64) bool {
 	}
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	i := s.queue.search(seq)
-	return i < s.queue.len() && s.queue.at(i).seq == seq && s.queue.at(i).state != finished
+	if i := s.queue.search(seq); i < s.queue.len() && s.queue.at(i).seq == seq {
+		e := s.queue.at(i)
+		return e.state != finished && e.seg != nil && e.seg.Current() == seg
+	}
+	return s.spill.has(seg, seq) && !fault(faultCompactSpilled)
 }
 
 // Retained implements storage.State.
@@ -168,27 +198,18 @@ func (p *plane) restore() error {
 		p.willBytes.Add(int64(w.Message.Size()))
 		p.wills[w.ClientID] = &will{msg: w.Message, delay: w.Delay, due: now.Add(p.cfg.WillGrace.D() + time.Duration(w.Delay)*time.Second)}
 	}
-	progress := make(map[storage.SessionID]*restored, len(img.Sessions))
+	progress := make(map[storage.SessionID]storage.Progress, len(img.Sessions))
 	for _, row := range img.Sessions {
-		progress[row.ID] = newRestored(row.Progress)
+		progress[row.ID] = row.Progress
 	}
 	for i, row := range img.Segments {
 		claims, size := 0, 0
-		err := storage.DecodeSegment(row.Body, func(r storage.Record) {
-			m := clone(r.Message) // or one of them would keep the whole segment in memory
-			for _, c := range r.Claims {
-				p.lastID = max(p.lastID, c.Session)
-				s := p.byID[c.Session]
-				if s == nil || !progress[c.Session].wants(c.Seq) {
-					continue
-				}
-				e := &entry{s: s, msg: m, seg: segs[i], seq: c.Seq, ids: c.Identifiers, qos: c.QoS, retain: c.Retain, share: p.shareKey(c.Share), durable: true}
-				if progress[c.Session].released[c.Seq] {
-					e.state, e.tried = released, true
-				}
-				s.queue.push(e)
-				claims++
-				size += m.Size()
+		err := row.Extents(func(e storage.Extent) {
+			p.lastID = max(p.lastID, e.Session)
+			if s := p.byID[e.Session]; s != nil {
+				n, b := s.restoreExtent(segs[i], e, progress[e.Session])
+				claims += n
+				size += b
 			}
 		})
 		if err != nil {
@@ -197,66 +218,48 @@ func (p *plane) restore() error {
 		segs[i].Keep(claims, size)
 	}
 	for _, s := range p.sessions {
-		// What is finished out of order stays known until the cursor passes
-		// it: its record may be in a segment that others still need.
-		for seq := range progress[s.id].finished {
-			s.queue.push(&entry{s: s, seq: seq, state: finished})
-		}
-		for _, twin := range s.queue.sort() {
-			if twin.seg != nil {
-				twin.seg.Release(twin.msg.Size())
-			}
-		}
-		s.advance()
-		past, open := 0, 0
-		for i := range s.queue.len() {
-			if s.queue.at(i).state != queued {
-				past = i + 1
-			}
-		}
-		for i := range s.queue.len() {
-			e := s.queue.at(i)
-			if e.state == finished {
-				continue
-			}
-			open++
-			s.live++
-			s.bytes += e.msg.Size()
-			p.queueMessages.Add(1)
-			p.queueBytes.Add(int64(e.msg.Size()))
-			// What comes before a delivery that was finished or released was
-			// sent, and so may be what lay within the last connection's
-			// window [MQTT-3.3.1-1].
-			e.tried = i < past || open <= p.cfg.Window
-			s.nextSeq = max(s.nextSeq, e.seq+1)
-		}
-		if fault(faultSeqReuse) {
-			s.reserved, s.ceiling = s.nextSeq+p.block, s.nextSeq+p.block
-		}
-		s.reserve()
+		s.restored(progress[s.id])
 	}
 	return nil
 }
 
-// restored is a session's progress, made for looking up.
-type restored struct {
-	cursor   uint64
-	finished map[uint64]bool
-	released map[uint64]bool
-}
-
-func newRestored(p storage.Progress) *restored {
-	r := &restored{cursor: p.Cursor, finished: make(map[uint64]bool, len(p.Finished)), released: make(map[uint64]bool, len(p.Released))}
-	for _, seq := range p.Finished {
-		r.finished[seq] = true
+// restored completes a session that has got back what the store has of it.
+func (s *session) restored(done storage.Progress) {
+	p := s.plane
+	// What is finished out of order stays known until the cursor passes
+	// it: its record may be in a segment that others still need.
+	var finishedOnes []*entry
+	for _, seq := range done.Finished {
+		finishedOnes = append(finishedOnes, &entry{s: s, seq: seq, state: finished})
 	}
-	for _, seq := range p.Released {
-		r.released[seq] = true
+	s.queue.merge(finishedOnes)
+	s.live, s.bytes = s.spill.count, s.spill.bytes
+	p.spilledMessages.Add(int64(s.spill.count))
+	p.spilledBytes.Add(s.spill.bytes)
+	// What comes before a delivery that was finished or released was sent, and
+	// so may be what lay within the last connection's window [MQTT-3.3.1-1].
+	s.triedLeft = p.cfg.Window
+	for i := range s.queue.len() {
+		e := s.queue.at(i)
+		s.triedBelow = e.seq + 1
+		if e.state == released {
+			s.live++
+			s.bytes += int64(e.size)
+			s.triedLeft--
+		}
 	}
-	return r
+	s.advance()
+	p.queueMessages.Add(int64(s.live))
+	p.queueBytes.Add(s.bytes)
+	if n := len(s.spill.runs); n > 0 {
+		s.nextSeq = max(s.nextSeq, s.spill.runs[n-1].end())
+	}
+	s.nextSeq = max(s.nextSeq, s.triedBelow)
+	if fault(faultSeqReuse) {
+		s.reserved, s.ceiling = s.nextSeq+p.block, s.nextSeq+p.block
+	}
+	s.reserve()
 }
-
-func (r *restored) wants(seq uint64) bool { return seq >= r.cursor && !r.finished[seq] }
 
 // opening is what a CONNECT asks of the data plane.
 type opening struct {
@@ -522,19 +525,42 @@ func (p *plane) end(s *session, b *batch) {
 	s.mu.Lock()
 	orphans := s.end(b)
 	s.mu.Unlock()
-	for _, o := range orphans { // ahead of the session's row, so that a cut loses none
+	// What others get is ahead of the session's row, so that a cut loses none.
+	if slices.ContainsFunc(orphans, func(o orphan) bool { return o.run.count > 0 }) {
+		settled := p.settles(s.clientID)
+		p.background(func() {
+			var b batch
+			defer b.flush()
+			for _, o := range orphans {
+				if o.run.count > 0 {
+					if !p.adoptRun(s.id, o, &b) {
+						return // the session is still there after the restart
+					}
+				} else {
+					p.adopt(o, &b)
+				}
+			}
+			p.forget(s, settled)
+		})
+		return
+	}
+	for _, o := range orphans {
 		p.adopt(o, b)
 	}
 	if s.id != 0 {
-		id := s.id
-		settled := p.settles(s.clientID)
-		p.journal.Change(func(tx storage.Tx) error { return tx.DeleteSession(id) }, storage.WaiterFunc(func() {
-			p.sessMu.Lock()
-			delete(p.ending, id)
-			p.sessMu.Unlock()
-			settled.Committed()
-		}))
+		p.forget(s, p.settles(s.clientID))
 	}
+}
+
+// forget deletes a session's row.
+func (p *plane) forget(s *session, settled storage.Waiter) {
+	id := s.id
+	p.journal.Change(func(tx storage.Tx) error { return tx.DeleteSession(id) }, storage.WaiterFunc(func() {
+		p.sessMu.Lock()
+		delete(p.ending, id)
+		p.sessMu.Unlock()
+		settled.Committed()
+	}))
 }
 
 // sweep ends sessions whose expiry interval has passed and sends wills that

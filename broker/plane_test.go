@@ -39,8 +39,19 @@ func (r *rig) boot() {
 	r.t.Helper()
 	log := slog.New(slog.DiscardHandler)
 	r.p = newPlane(&r.cfg, storage.NewJournal(r.store, storage.Config{}, log), log)
+	r.p.background = func(f func()) { f() }
 	if err := r.p.restore(); err != nil {
 		r.t.Fatal(err)
+	}
+}
+
+// load reads what sessions ask for from the store.
+func (r *rig) load() {
+	r.t.Helper()
+	for s := r.p.loads.pop(); s != nil; s = r.p.loads.pop() {
+		if err := r.p.loadSome(s, &r.b); err != nil {
+			r.t.Fatal(err)
+		}
 	}
 }
 
@@ -49,6 +60,7 @@ func (r *rig) commit() {
 	if err := r.p.journal.Commit(); err != nil {
 		r.t.Fatal(err)
 	}
+	r.load()
 }
 
 // party is a client of a rig: it notes what it is sent.
@@ -89,6 +101,7 @@ func (r *rig) connect(id string, window int) *party {
 	r.commit()
 	l.acks.link = l
 	l.s.attach(l, &l.acks, &r.b)
+	r.load()
 	return l
 }
 

@@ -297,18 +297,21 @@ const (
 	dropExpired
 	dropSessionEnded
 	dropACL
+	dropDamaged
 	dropKinds
 )
 
 // dropCauses names the causes, for people and metrics.
-var dropCauses = [dropKinds]string{"qos0-slow-reader", "queue-full", "packet-too-large", "expired", "session-ended", "not-authorized"}
+var dropCauses = [dropKinds]string{"qos0-slow-reader", "queue-full", "packet-too-large", "expired", "session-ended", "not-authorized", "damaged"}
 
 // counters are the plane's statistics.
 type counters struct {
 	messagesIn, messagesOut   [3]atomic.Uint64
 	bytesIn, bytesOut         [3]atomic.Uint64
 	dropped                   [dropKinds]atomic.Uint64
-	queueMessages, queueBytes atomic.Int64
+	queueMessages, queueBytes atomic.Int64 // of these, the next are on the disk only
+	spilledMessages           atomic.Int64
+	spilledBytes              atomic.Int64
 	connections               atomic.Int64
 	connectionsTotal          atomic.Uint64
 	limited                   [limitKinds]atomic.Uint64
@@ -319,4 +322,5 @@ type counters struct {
 	payloadIn, payloadOut     atomic.Uint64
 }
 
-func (c *counters) drop(cause int) { c.dropped[cause].Add(1) }
+func (c *counters) drop(cause int)            { c.dropMany(cause, 1) }
+func (c *counters) dropMany(cause, count int) { c.dropped[cause].Add(uint64(count)) }

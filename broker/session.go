@@ -1,6 +1,7 @@
 package broker
 
 import (
+	"cmp"
 	"math"
 	"slices"
 	"sync"
@@ -47,7 +48,8 @@ const (
 // the session's lock. It implements storage.Claim and storage.Waiter.
 type entry struct {
 	s       *session
-	msg     *storage.Message
+	msg     *storage.Message // nil once it is finished or released
+	size    int              // of msg
 	ticket  *ticket          // owed while neither durable nor acknowledged; nil after
 	seg     *storage.Segment // holds it while durable and needed
 	seq     uint64
@@ -100,16 +102,23 @@ type session struct {
 	window  int       // deliveries in flight at most
 	unacked int       // deliveries in flight on this connection
 
-	queue    ring // unfinished deliveries and those finished out of order, by sequence number
-	next     int  // index in queue of the next one to send on this connection
-	bytes    int  // size of the unfinished messages in queue
-	live     int  // unfinished deliveries in queue
-	qos0     int  // QoS 0 deliveries in queue: retained ones, and what must stay behind them
+	queue    ring  // unfinished deliveries and those finished out of order, by sequence number, but for what is in spill
+	spill    spill // deliveries that only the disk has
+	next     int   // index in queue of the next one to send on this connection
+	bytes    int64 // size of the unfinished messages in both
+	live     int   // unfinished deliveries in both
+	qos0     int   // QoS 0 deliveries in queue: retained ones, and what must stay behind them
 	nextSeq  uint64
 	ceiling  uint64 // sequence numbers below it may be used
 	reserved uint64 // ceiling asked for, not yet durable
 	overflow bool   // an episode of overflow is going on; it was logged
+	loading  bool   // something is being read from the disk
+	spilling bool   // it is to be looked at whether memory can be given back; the journal's
 	stale    stale
+
+	// After a restart: what may have been sent before it.
+	triedBelow uint64
+	triedLeft  int
 
 	inbound map[uint16]*inbound
 	subs    map[string]*subscription // by filter; guarded by plane.mu
@@ -149,10 +158,10 @@ func (s *session) enqueue(m *storage.Message, qos byte, retain bool, ids []uint3
 	if s.full(m.Size()) {
 		s.dropOldest(m.Size(), b)
 	}
-	e := &entry{s: s, msg: m, seq: s.nextSeq, qos: qos, retain: retain, ids: ids}
+	e := &entry{s: s, msg: m, size: m.Size(), seq: s.nextSeq, qos: qos, retain: retain, ids: ids}
 	s.nextSeq++
 	s.queue.push(e)
-	s.bytes += m.Size()
+	s.bytes += int64(m.Size())
 	s.live++
 	if qos == 0 {
 		s.qos0++
@@ -168,7 +177,7 @@ func (s *session) enqueue(m *storage.Message, qos byte, retain bool, ids []uint3
 // full reports whether a message of the given size is more than the queue may
 // hold. s.mu is held.
 func (s *session) full(size int) bool {
-	return s.live > 0 && s.bytes+size > s.plane.cfg.queueBytes() || s.live >= s.plane.cfg.MaxQueueMessages
+	return s.live > 0 && s.bytes+int64(size) > s.plane.cfg.queueBytes() || s.live >= s.plane.cfg.MaxQueueMessages
 }
 
 // reserve asks for more sequence numbers before they run out. s.mu is held.
@@ -194,8 +203,14 @@ func (s *session) dropOldest(need int, b *batch) {
 		s.overflow = true
 		s.plane.log.Warn("queue full, oldest messages dropped", "client", s.clientID, "messages", s.live, "bytes", s.bytes)
 	}
-	for i := s.next; i < s.queue.len(); {
-		if !s.full(need) {
+	for i := s.next; s.full(need); {
+		if s.spill.count > 0 && (i >= s.queue.len() || s.spill.first() < s.queue.at(i).seq) {
+			before := s.live
+			s.dropSpilled(need)
+			s.plane.dropMany(dropQueueFull, before-s.live)
+			continue
+		}
+		if i >= s.queue.len() {
 			break
 		}
 		e := s.queue.at(i)
@@ -228,8 +243,12 @@ func (s *session) pump(b *batch) {
 	if s.link == nil {
 		return
 	}
+	defer s.more()
 	for s.next < s.queue.len() {
 		e := s.queue.at(s.next)
+		if e.seq > s.spill.first() && !fault(faultOvertake) {
+			return // those before it are read first
+		}
 		switch e.state {
 		case finished:
 			s.next++
@@ -259,7 +278,7 @@ func (s *session) pump(b *batch) {
 			if s.id != 0 && e.qos == 2 && !e.durable && !fault(faultDeliverEarly) {
 				return
 			}
-			if e.seq-s.queue.at(0).seq >= s.plane.ids && !fault(faultPacketIDReuse) {
+			if e.seq-s.lowest() >= s.plane.ids && !fault(faultPacketIDReuse) {
 				return
 			}
 			if e.seq-min(e.seq, s.stale.finished, s.stale.writing, s.stale.dropped) >= s.plane.ids {
@@ -297,19 +316,19 @@ func (s *session) finish(e *entry, b *batch) {
 		return
 	}
 	e.state = finished
-	s.bytes -= e.msg.Size()
+	s.bytes -= int64(e.size)
 	s.live--
 	if e.qos == 0 {
 		s.qos0--
 	}
 	s.plane.queueMessages.Add(-1)
-	s.plane.queueBytes.Add(-int64(e.msg.Size()))
+	s.plane.queueBytes.Add(-int64(e.size))
 	if t := e.ticket; t != nil {
 		e.ticket = nil
 		t.release(b)
 	}
 	if e.seg != nil {
-		e.seg.Release(e.msg.Size())
+		e.seg.Release(1, e.size)
 		e.seg = nil
 		s.stale.finished = min(s.stale.finished, e.seq)
 		s.plane.journal.MarkProgress(s.id, nil)
@@ -323,7 +342,7 @@ func (s *session) finish(e *entry, b *batch) {
 
 // advance moves the cursor past what is finished. s.mu is held.
 func (s *session) advance() {
-	for s.queue.len() > 0 && s.queue.at(0).state == finished {
+	for s.queue.len() > 0 && s.queue.at(0).state == finished && s.queue.at(0).seq < s.spill.first() {
 		s.queue.popFront()
 		if s.next > 0 {
 			s.next--
@@ -337,11 +356,11 @@ func (s *session) find(id uint16) *entry {
 	if s.queue.len() == 0 || id == 0 {
 		return nil
 	}
-	first := s.queue.at(0).seq
+	first := s.lowest()
 	ids := s.plane.ids
 	seq := first + (uint64(id)-1+ids-first%ids)%ids
-	i := int(min(seq-first, uint64(s.queue.len()-1)))
-	if s.queue.at(i).seq != seq { // a restart leaves gaps
+	i := int(min(seq-min(seq, s.queue.at(0).seq), uint64(s.queue.len()-1)))
+	if s.queue.at(i).seq != seq { // a restart leaves gaps, and so does what only the disk has
 		i = s.queue.search(seq)
 	}
 	if i >= s.next || i >= s.queue.len() || s.queue.at(i).seq != seq {
@@ -468,6 +487,10 @@ func (e *entry) Stored(seg *storage.Segment) (needed bool) {
 	}
 	b := s.plane.told()
 	e.durable, e.seg = true, seg
+	if !s.spilling && s.overflows() {
+		s.spilling = true
+		s.plane.spilling = append(s.plane.spilling, s)
+	}
 	if t := e.ticket; t != nil {
 		e.ticket = nil
 		t.release(b)
@@ -492,10 +515,7 @@ func (s *session) progress() (storage.Progress, bool) {
 	if s.ended {
 		return storage.Progress{}, false
 	}
-	p := storage.Progress{Cursor: s.nextSeq}
-	if s.queue.len() > 0 {
-		p.Cursor = s.queue.at(0).seq
-	}
+	p := storage.Progress{Cursor: s.lowest()}
 	s.stale.writing, s.stale.finished = min(s.stale.writing, s.stale.finished), never
 	s.stale.cursor = p.Cursor
 	for i := range s.queue.len() {
@@ -674,28 +694,49 @@ func (s *session) detach(o owner) bool {
 	}
 	s.owner, s.link, s.acks = nil, nil, nil
 	s.left = time.Now()
+	s.unload()
 	return true
 }
 
 // end finishes everything that the session still has, and returns what others
-// shall have of it: not what is QoS 2 and was sent once [MQTT-4.8.2-5]. The
-// caller has taken it out of the plane. s.mu is held.
+// shall have of it, in its order: not what is QoS 2 and was sent once
+// [MQTT-4.8.2-5]. The caller has taken it out of the plane. s.mu is held.
 func (s *session) end(b *batch) (orphans []orphan) {
 	s.ended = true
+	for s.spill.count > 0 {
+		r := s.spill.runs[s.spill.head]
+		s.live -= r.count
+		s.bytes -= r.bytes
+		s.plane.queueMessages.Add(-int64(r.count))
+		s.plane.queueBytes.Add(-r.bytes)
+		s.took(r.count, r.bytes)
+		tried := max(s.triedBelow, r.first+uint64(max(s.triedLeft, 0)))
+		s.triedLeft -= r.count
+		if r.share {
+			orphans = append(orphans, orphan{seq: r.first, run: r, tried: tried})
+		} else {
+			s.plane.dropMany(dropSessionEnded, r.count)
+			r.seg.Release(r.count, int(r.bytes))
+		}
+	}
 	for s.queue.len() > 0 { // finish takes the first one out
 		e := s.queue.at(0)
 		switch {
 		case e.qos == 0 || e.state == finished:
 		case e.share != "" && (e.qos == 1 || !e.tried):
-			orphans = append(orphans, orphan{e.msg, e.share, e.ticket, e.seg})
+			orphans = append(orphans, orphan{seq: e.seq, msg: e.msg, share: e.share, ticket: e.ticket, seg: e.seg})
 			e.ticket, e.seg = nil, nil
 		default:
 			s.plane.drop(dropSessionEnded)
 		}
 		s.finish(e, b)
+		if s.queue.len() > 0 && s.queue.at(0) == e {
+			s.queue.popFront()
+		}
 	}
 	s.queue, s.next = ring{}, 0
 	s.inbound = nil
+	slices.SortStableFunc(orphans, func(a, b orphan) int { return cmp.Compare(a.seq, b.seq) })
 	return orphans
 }
 

@@ -64,6 +64,9 @@ func (g *shareGroup) pick(p *plane, topic string) *subscription {
 // orphan is a delivery that came by a shared subscription to a session that
 // has ended, and that another member of the group shall have.
 type orphan struct {
+	seq    uint64 // what it was there
+	run    run    // the whole of it, where only the disk has it; then what follows but one is empty
+	tried  uint64 // what of run is below it may have been sent before a restart
 	msg    *storage.Message
 	share  string           // key of the group
 	ticket *ticket          // owed to the publisher while it is not safe; nil after
@@ -95,7 +98,7 @@ func (p *plane) deliverShared(g *shareGroup, m *storage.Message, kept bool, b *b
 func (p *plane) adopt(o orphan, b *batch) {
 	r := receipt{t: o.ticket}
 	if fault(faultOrphanEarly) && o.seg != nil {
-		o.seg.Release(o.msg.Size())
+		o.seg.Release(1, o.msg.Size())
 		o.seg = nil
 	}
 	if fault(faultOrphanEarly) || fault(faultCompactEarly) {
@@ -118,7 +121,7 @@ func (p *plane) adopt(o orphan, b *batch) {
 		o.ticket.release(b) // what it owed to the session that has ended
 	}
 	if o.seg != nil {
-		o.seg.Release(o.msg.Size()) // the new claim comes before this in the journal
+		o.seg.Release(1, o.msg.Size()) // the new claim comes before this in the journal
 	}
 }
 

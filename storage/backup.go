@@ -265,7 +265,7 @@ func (r *Report) read(ctx context.Context, s *sqliteStore) {
 			r.torn("logins cannot be read", "err", err)
 		}
 	}
-	img, err := s.Load()
+	img, err := s.loadRows()
 	if err != nil {
 		r.torn("not all can be read", "err", err)
 		return
@@ -275,19 +275,62 @@ func (r *Report) read(ctx context.Context, s *sqliteStore) {
 	for _, s := range img.Sessions {
 		progress[s.ID] = s.Progress
 	}
-	for _, row := range img.Segments {
-		err := DecodeSegment(row.Body, func(rec Record) {
-			for _, c := range rec.Claims {
-				p, ok := progress[c.Session]
-				if _, done := slices.BinarySearch(p.Finished, c.Seq); !ok || done || c.Seq < p.Cursor {
-					continue
-				}
-				r.Messages++
-				r.Bytes += rec.Message.Size()
-			}
-		})
-		if err != nil {
-			r.torn("segment is damaged", "err", err, "segment", row.ID)
+	segments := map[string]string{`SELECT id FROM segment`: getSegment}
+	if r.Schema < 3 {
+		segments = map[string]string{`SELECT id FROM segment`: `SELECT x'', body FROM segment WHERE id=?`}
+	} else if old, err := s.hasOldSegments(); err != nil {
+		r.torn("segments cannot be read", "err", err)
+	} else if old {
+		segments[oldSegments] = getOldSegment
+	}
+	for ids, get := range segments {
+		if err := r.readSegments(ctx, s, ids, get, progress); err != nil {
+			r.torn("segments cannot be read", "err", err)
 		}
 	}
+}
+
+// readSegments reads the segments whose ids a query has, one at a time: all of
+// them may be more than there is memory.
+func (r *Report) readSegments(ctx context.Context, s *sqliteStore, ids, get string, progress map[SessionID]Progress) error {
+	var all []int64
+	err := s.each(ids, func(rows *sql.Rows) error {
+		var id int64
+		err := rows.Scan(&id)
+		all = append(all, id)
+		return err
+	})
+	if err != nil {
+		return err
+	}
+	for _, id := range all {
+		seg, err := scanSegment(id, s.conn.QueryRowContext(ctx, get, id))
+		if err == nil && seg != nil && len(seg.Head) == 0 {
+			*seg, err = seg.withHead()
+		}
+		if err != nil {
+			r.torn("segment is damaged", "err", err, "segment", id)
+		}
+		if seg == nil {
+			continue // not to be read, or gone meanwhile
+		}
+		c := seg.contents()
+		if c.torn != nil {
+			r.torn("segment is damaged", "err", c.torn, "segment", id)
+		}
+		for _, p := range c.pieces {
+			q, ok := progress[p.session]
+			if !ok {
+				continue
+			}
+			c.Deliveries(p.session, max(p.first, q.Cursor), p.first+uint64(p.count), func(d ClaimRecord, m *Message) bool {
+				if _, done := slices.BinarySearch(q.Finished, d.Seq); !done {
+					r.Messages++
+					r.Bytes += m.Size()
+				}
+				return true
+			})
+		}
+	}
+	return nil
 }

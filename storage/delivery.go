@@ -55,12 +55,6 @@ type Will struct {
 	Message  *Message
 }
 
-// StoredSegment is a segment row.
-type StoredSegment struct {
-	ID   int64
-	Body []byte
-}
-
 // Image is everything durable, as a start finds it.
 type Image struct {
 	Sessions      []Session
@@ -68,7 +62,7 @@ type Image struct {
 	Inbound       []Inbound
 	Wills         []Will
 	Retained      []*Message
-	Segments      []StoredSegment // ascending by ID
+	Segments      []StoredSegment // without their bodies, ascending by ID
 }
 
 // ClaimRecord is what a segment keeps of one session's claim on a message.
@@ -79,69 +73,6 @@ type ClaimRecord struct {
 	Retain      bool   // RETAIN flag of the delivery
 	Share       string // the share group that it came by, as the broker names it; empty: none
 	Identifiers []uint32
-}
-
-// Record is one message of a segment with the sessions it is for.
-type Record struct {
-	Message *Message
-	Claims  []ClaimRecord
-}
-
-func appendClaim(buf []byte, c ClaimRecord) []byte {
-	flags := c.QoS & packedQoS
-	if c.Retain {
-		flags |= packedRetain
-	}
-	if c.Share != "" {
-		flags |= packedShared
-	}
-	buf = append(buf, flags)
-	buf = binary.AppendUvarint(buf, uint64(c.Session))
-	buf = binary.AppendUvarint(buf, c.Seq)
-	if c.Share != "" {
-		buf = binary.AppendUvarint(buf, uint64(len(c.Share)))
-		buf = append(buf, c.Share...)
-	}
-	buf = binary.AppendUvarint(buf, uint64(len(c.Identifiers)))
-	for _, id := range c.Identifiers {
-		buf = binary.AppendUvarint(buf, uint64(id))
-	}
-	return buf
-}
-
-func (u *unpacker) claim() ClaimRecord {
-	flags := u.byte()
-	c := ClaimRecord{QoS: flags & packedQoS, Retain: flags&packedRetain != 0}
-	c.Session = SessionID(u.uvarint())
-	c.Seq = u.uvarint()
-	if flags&packedShared != 0 {
-		c.Share = string(u.bytes())
-	}
-	for range u.count() {
-		c.Identifiers = append(c.Identifiers, uint32(u.uvarint()))
-	}
-	return c
-}
-
-// DecodeSegment calls visit for every record of a segment's body, in the
-// order in which they were stored. Messages share the body's memory. It
-// returns an error when the body is torn; records before the tear were
-// visited.
-func DecodeSegment(body []byte, visit func(Record)) error {
-	u := unpacker{buf: body}
-	for len(u.buf) > 0 {
-		r := Record{Message: u.message()}
-		n := u.count()
-		r.Claims = make([]ClaimRecord, 0, n)
-		for range n {
-			r.Claims = append(r.Claims, u.claim())
-		}
-		if u.err != nil {
-			return fmt.Errorf("decode segment: %w", u.err)
-		}
-		visit(r)
-	}
-	return nil
 }
 
 func appendProgress(buf []byte, p Progress) []byte {

@@ -1,12 +1,13 @@
 package storage
 
 import (
+	"cmp"
 	"context"
 	"errors"
+	"fmt"
 	"log/slog"
-	"math"
+	"slices"
 	"sync"
-	"sync/atomic"
 	"time"
 )
 
@@ -18,6 +19,9 @@ type Store interface {
 	Begin() (Tx, error)
 	// Load reads everything durable.
 	Load() (*Image, error)
+	// Segment reads a segment that is durable, nil if there is none. It may be
+	// called by any goroutine, also while a transaction runs.
+	Segment(id int64) (*StoredSegment, error)
 	Close() error
 }
 
@@ -32,8 +36,8 @@ type Tx interface {
 	PutCeiling(SessionID, uint64) error
 	PutInbound(Inbound) error // nothing if the session is gone
 	DeleteInbound(Inbound) error
-	PutSegment(StoredSegment) error            // in the place of one with the same id
-	Segment(id int64) (body []byte, err error) // nil if there is none
+	PutSegment(StoredSegment) error           // in the place of one with the same id
+	Segment(id int64) (*StoredSegment, error) // as the transaction leaves it; nil if there is none
 	DeleteSegment(id int64) error
 	PutRetained(*Message) error
 	DeleteRetained(topic string) error
@@ -51,9 +55,13 @@ type State interface {
 	Progress(SessionID) (p Progress, ok bool)
 	// ProgressStored tells that what Progress returned last is durable.
 	ProgressStored(SessionID)
-	// Wants reports whether a session may still need its record of a delivery
-	// that is stored.
-	Wants(id SessionID, seq uint64) bool
+	// Wants reports whether a session may still need a segment's record of a
+	// delivery.
+	Wants(s *Segment, id SessionID, seq uint64) bool
+	// Merged tells that segments that a session has deliveries in are one now.
+	Merged(SessionID)
+	// Now returns the time by the broker's clock, in milliseconds.
+	Now() int64
 	// Retained returns the retained message of a topic, nil if there is none.
 	Retained(topic string) *Message
 	// Flush is called when all who waited for a group have been told.
@@ -94,43 +102,6 @@ type Publication struct {
 	Done    Waiter  // told when Retain and Inbound are durable; nil where neither is set
 }
 
-// Segment is a durable group of records. A segment that nobody needs any
-// more is deleted with one of the next commits; one of which little is needed,
-// because a session that is away pins it, is written anew without the rest.
-type Segment struct {
-	id      int64
-	journal *Journal
-	live    atomic.Int64 // claims
-	bytes   atomic.Int64 // size of their messages: one with three claims counts three times
-	below   atomic.Int64 // how few bytes are worth writing it anew
-}
-
-// Release gives up one claim on the segment, which is for a message of the given
-// size.
-func (s *Segment) Release(size int) {
-	bytes := s.bytes.Add(-int64(size))
-	switch {
-	case s.live.Add(-1) == 0:
-		s.journal.drop(s.id)
-	case bytes < s.below.Load():
-		s.journal.shrink(s)
-	}
-}
-
-// watch sets from when on the segment, whose row has the given size, is worth
-// writing anew: when a quarter of it is left, and of what is needed now. So all
-// the writing anew of a segment comes to less than half of its first size.
-func (s *Segment) watch(stored int) {
-	switch from := s.journal.compactFrom; {
-	case from < 0:
-		s.below.Store(math.MaxInt64)
-	case stored < from:
-		s.below.Store(0)
-	default:
-		s.below.Store(min(int64(stored), s.bytes.Load()) / 4)
-	}
-}
-
 // Histogram counts observations in buckets. Counts has one element more than
 // Bounds, for what lies above the last bound; it is not cumulative.
 type Histogram struct {
@@ -160,6 +131,8 @@ type JournalStats struct {
 	Records       uint64        // messages written
 	Elided        uint64        // claims that were acknowledged before they had to be written
 	BytesWritten  uint64        // bytes of rows handed to the store, before its own overhead
+	Segments      int           // that sessions need
+	SegmentBytes  int64         // size of these
 	CommitSeconds Histogram     // duration of a transaction
 	GroupSize     Histogram     // operations per transaction
 	Writing       time.Duration // how long the transaction that runs has taken; 0 when none runs
@@ -169,6 +142,13 @@ type JournalStats struct {
 // lazyDelay is how long cursors and segment deletions may wait for a commit
 // that happens anyway. Losing them costs a redelivery at QoS 1, nothing else.
 const lazyDelay = time.Second
+
+// A tier is what makes segments worth merging: as many as count, each smaller than
+// size, in bytes. Messages that come one by one make a segment each, and
+// each takes memory, a row and a read of its own.
+type tier struct{ size, count int }
+
+var tiers = [...]tier{{4 << 10, 64}, {64 << 10, 1024}}
 
 // compactBatch is how many segments one group writes anew: a few megabytes have
 // to be read for it.
@@ -197,11 +177,13 @@ type Journal struct {
 	commitDelay time.Duration
 	retainFlush time.Duration
 	compactFrom int // bytes
+	mergeFrom   int // segments; 0: as tiers has it
 
-	commitMu sync.Mutex // held while a group is written; guards group, nextSeg, body
+	commitMu sync.Mutex // held while a group is written; guards group, nextSeg, build, rebuild
 	group    group      // the group that is being written; kept and tried again when that fails
 	nextSeg  int64
-	body     []byte
+	build    segmentBuilder // of new segments
+	rebuild  segmentBuilder // of those written anew
 
 	pruneMu sync.Mutex // held while pending is pruned or taken; before mu and sessions' locks
 	pruneAt backlog    // what of pending is worth pruning
@@ -214,6 +196,7 @@ type Journal struct {
 	lazy     map[string]time.Time   // topics with a QoS 0 retained message to write, and when
 	drops    []int64                // segments nobody needs
 	pinned   []*Segment             // segments to be written anew
+	small    [len(tiers)][]*Segment // segments that may be merged, in the order in which they were made
 	due      time.Time              // when the next commit must start; zero: nothing to do
 	stats    JournalStats
 	writing  time.Time // when the transaction that runs was begun
@@ -230,8 +213,19 @@ type group struct {
 	drops    []int64
 	pinned   []*Segment
 	shrunk   []int // sizes of their rows now, in the same order; 0: there is none
+	merge    merge
 	stored   []stored
+	made     []*Segment // new ones
 	size     int
+}
+
+// merge is a number of segments that become one.
+type merge struct {
+	from     []*Segment // empty: nothing is merged
+	id       int64      // of the result
+	size     int        // of the result's row; 0: they were left as they are
+	sessions map[SessionID]struct{}
+	counted  int
 }
 
 type stored struct {
@@ -250,6 +244,7 @@ func NewJournal(store Store, cfg Config, log *slog.Logger) *Journal {
 		commitDelay: cfg.CommitDelay.D(),
 		retainFlush: cfg.RetainFlush.D(),
 		compactFrom: cfg.CompactFrom,
+		mergeFrom:   cfg.MergeFrom,
 		progress:    make(map[SessionID]struct{}),
 		lazy:        make(map[string]time.Time),
 		wake:        make(chan struct{}, 1),
@@ -272,31 +267,92 @@ func (j *Journal) Load() (*Image, []*Segment, error) {
 	}
 	segs := make([]*Segment, len(img.Segments))
 	for i, s := range img.Segments {
-		segs[i] = &Segment{id: s.ID, journal: j}
-		segs[i].below.Store(int64(len(s.Body))) // for Keep
+		created, _ := eachPiece(s.Head, func(piece) {}) // whoever reads the extents sees the error
+		segs[i] = &Segment{id: s.ID, journal: j, created: created, stored: s.Size}
 		j.nextSeg = max(j.nextSeg, s.ID)
+		j.added(segs[i], s.Size)
 	}
 	return img, segs, nil
 }
 
-// Close gives the store's connection up. Run must have returned.
-func (j *Journal) Close() error { return j.store.Close() }
+// errMoving means that what becomes of a segment is not known yet: the
+// transaction that merges it has failed and is tried again.
+var errMoving = errors.New("segment is being merged")
 
-// Keep sets how many claims on a restored segment are still needed, and the size
-// of their messages in all.
-func (s *Segment) Keep(claims, size int) {
-	if claims == 0 {
-		s.journal.drop(s.id)
-		return
-	}
-	stored := int(s.below.Load())
-	s.live.Store(int64(claims))
-	s.bytes.Store(int64(stored))
-	s.watch(stored)
-	if s.bytes.Store(int64(size)); int64(size) < s.below.Load() {
-		s.journal.shrink(s)
+// Read reads a segment that the caller needs, from the disk. It may wait for a
+// commit that runs. An error other than one that wraps ErrNotFound may pass.
+func (j *Journal) Read(s *Segment) (*Contents, error) {
+	for waited := false; ; waited = true {
+		s = s.Current()
+		row, err := j.store.Segment(s.id)
+		switch {
+		case err != nil:
+			return nil, err
+		case row != nil:
+			return row.contents(), nil
+		case waited && s == s.Current():
+			return nil, fmt.Errorf("segment %d: %w", s.id, ErrNotFound)
+		}
+		j.commitMu.Lock()
+		moving := slices.Contains(j.group.merge.from, s)
+		j.commitMu.Unlock()
+		if moving {
+			return nil, errMoving
+		}
 	}
 }
+
+// added counts a segment's row, and keeps it in mind for merging.
+func (j *Journal) added(s *Segment, size int) {
+	j.mu.Lock()
+	defer j.mu.Unlock()
+	j.stats.Segments++
+	j.stats.SegmentBytes += int64(size)
+	if j.list(s) && j.due.IsZero() {
+		j.schedule(lazyDelay)
+	}
+}
+
+// resized tells what size a segment's row has after it was written anew.
+func (j *Journal) resized(s *Segment, size int) {
+	s = s.lock()
+	change := size - s.stored
+	gone := s.live <= 0
+	s.stored = size
+	s.watch()
+	s.mu.Unlock()
+	j.mu.Lock()
+	defer j.mu.Unlock()
+	if !gone { // else it is no longer counted
+		j.stats.SegmentBytes += int64(change)
+		j.list(s)
+	}
+}
+
+// list keeps a small segment in mind for merging, and reports whether there are
+// enough. j.mu is held.
+func (j *Journal) list(s *Segment) (enough bool) {
+	s.mu.Lock()
+	size, listed := s.stored, s.listed
+	s.listed = true
+	s.mu.Unlock()
+	if listed {
+		return false
+	}
+	for i, t := range tiers {
+		if size < t.size {
+			j.small[i] = append(j.small[i], s)
+			return len(j.small[i]) >= j.mergeCount(i)
+		}
+	}
+	return false
+}
+
+// mergeCount is how many small segments are worth merging.
+func (j *Journal) mergeCount(tier int) int { return cmp.Or(j.mergeFrom, tiers[tier].count) }
+
+// Close gives the store's connection up. Run must have returned.
+func (j *Journal) Close() error { return j.store.Close() }
 
 // Publish adds what one PUBLISH makes durable. The caller holds no lock that a
 // Claim takes.
@@ -429,9 +485,14 @@ func (j *Journal) HurryRetained(topic string) {
 	j.mu.Unlock()
 }
 
-func (j *Journal) drop(segment int64) {
+func (j *Journal) drop(s *Segment) {
+	s.mu.Lock()
+	id, size := s.id, s.stored
+	s.mu.Unlock()
 	j.mu.Lock()
-	j.drops = append(j.drops, segment)
+	j.drops = append(j.drops, id)
+	j.stats.Segments--
+	j.stats.SegmentBytes -= int64(size)
 	j.schedule(lazyDelay)
 	j.mu.Unlock()
 }
@@ -440,9 +501,6 @@ func (j *Journal) drop(segment int64) {
 func (j *Journal) shrink(s *Segment) {
 	j.mu.Lock()
 	defer j.mu.Unlock()
-	if s.below.Swap(0) == 0 {
-		return // it is among them already
-	}
 	j.pinned = append(j.pinned, s)
 	j.schedule(lazyDelay)
 }
@@ -533,6 +591,7 @@ func (j *Journal) Flush(ctx context.Context) error {
 			j.lazy[topic] = time.Time{}
 		}
 		j.pinned = nil // the next start finds them again
+		j.small = [len(tiers)][]*Segment{}
 		idle := len(j.lazy) == 0
 		j.mu.Unlock()
 		if _, any := j.Pending(); idle && !any {
@@ -549,7 +608,7 @@ func (j *Journal) Flush(ctx context.Context) error {
 }
 
 func (g *group) empty() bool {
-	return len(g.ops) == 0 && len(g.progress) == 0 && len(g.urgent) == 0 && len(g.drops) == 0 && len(g.retained) == 0 && len(g.pinned) == 0
+	return len(g.ops) == 0 && len(g.progress) == 0 && len(g.urgent) == 0 && len(g.drops) == 0 && len(g.retained) == 0 && len(g.pinned) == 0 && len(g.merge.from) == 0
 }
 
 // Commit writes what is pending as one group now, due or not, and tells those
@@ -616,6 +675,9 @@ func (j *Journal) take() {
 	} else {
 		j.pinned = nil
 	}
+	if j.gather(&g.merge) {
+		next = now.Add(lazyDelay)
+	}
 	for topic, at := range j.lazy {
 		if at.After(now) {
 			if next.IsZero() || at.Before(next) {
@@ -629,6 +691,42 @@ func (j *Journal) take() {
 	j.due = next
 }
 
+// gather chooses small segments that are to become one with the group, and
+// reports whether there are more. j.mu is held.
+func (j *Journal) gather(m *merge) (more bool) {
+	*m = merge{}
+	for i := range j.small {
+		count := j.mergeCount(i)
+		if len(j.small[i]) < count {
+			continue
+		}
+		j.small[i] = slices.DeleteFunc(j.small[i], func(s *Segment) bool {
+			s.mu.Lock()
+			defer s.mu.Unlock()
+			return s.live <= 0 || s.into != nil
+		})
+		if len(j.small[i]) < max(count*3/4, 2) || len(m.from) > 0 {
+			more = more || len(j.small[i]) >= count
+			continue
+		}
+		n, size := 0, 0
+		for n < len(j.small[i]) && (n < 2 || size < segmentBytes) {
+			s := j.small[i][n]
+			s.mu.Lock()
+			size += s.stored
+			s.mu.Unlock()
+			n++
+		}
+		m.from = slices.Clone(j.small[i][:n])
+		m.sessions = make(map[SessionID]struct{})
+		j.small[i] = append([]*Segment(nil), j.small[i][n:]...)
+		j.nextSeg++
+		m.id = j.nextSeg
+		more = more || len(j.small[i]) >= count
+	}
+	return more
+}
+
 func (g *group) retain(topic string) {
 	if g.retained == nil {
 		g.retained = make(map[string]struct{})
@@ -640,7 +738,7 @@ func (g *group) retain(topic string) {
 // something to write. j.commitMu is held.
 func (j *Journal) write() (wrote bool, err error) {
 	g := &j.group
-	g.stored = g.stored[:0]
+	g.stored, g.made = g.stored[:0], g.made[:0]
 	var tx Tx
 	begin := func() error {
 		if tx != nil {
@@ -658,24 +756,27 @@ func (j *Journal) write() (wrote bool, err error) {
 
 	var records, elided, size, sealed int
 	var seg *Segment
-	body := j.body[:0]
+	build := &j.build
+	build.reset() // of a try that failed
 	seal := func() error {
 		if seg == nil {
 			return nil
 		}
-		seg.live.Store(int64(len(g.stored) - sealed))
-		bytes := 0
+		seg.live, seg.created = len(g.stored)-sealed, j.state.Now()
 		for _, s := range g.stored[sealed:] {
-			bytes += s.size
+			seg.bytes += s.size
 		}
-		seg.bytes.Store(int64(bytes))
-		seg.watch(len(body))
+		head := build.head(seg.created)
+		seg.stored = len(head) + len(build.body)
+		seg.watch()
 		sealed = len(g.stored)
-		size += len(body)
-		if err := tx.PutSegment(StoredSegment{ID: seg.id, Body: body}); err != nil {
+		size += seg.stored
+		if err := tx.PutSegment(StoredSegment{ID: seg.id, Head: head, Body: build.body}); err != nil {
 			return err
 		}
-		seg, body = nil, body[:0]
+		g.made = append(g.made, seg)
+		seg = nil
+		build.reset()
 		return nil
 	}
 
@@ -692,7 +793,7 @@ func (j *Journal) write() (wrote bool, err error) {
 			continue
 		}
 		p := op.pub
-		mark, claims := len(body), 0
+		claims := 0
 		for _, c := range p.Claims {
 			rec, needed := c.Record()
 			if !needed {
@@ -707,19 +808,16 @@ func (j *Journal) write() (wrote bool, err error) {
 					j.nextSeg++
 					seg = &Segment{id: j.nextSeg, journal: j}
 				}
-				body = appendMessage(body, p.Message)
-				body = append(body, 0, 0, 0) // room for the number of claims, always three bytes
-				mark = len(body)
+				build.message(p.Message)
 			}
 			claims++
-			body = appendClaim(body, rec)
+			build.claim(rec, p.Message.Size())
 			g.stored = append(g.stored, stored{c, seg, rec.Session, p.Message.Size()})
 		}
 		if claims > 0 {
-			putCount(body[mark-3:], claims)
 			records++
 			g.size++
-			if len(body) >= segmentBytes {
+			if len(build.body) >= segmentBytes {
 				if err := seal(); err != nil {
 					return fail(err)
 				}
@@ -742,7 +840,9 @@ func (j *Journal) write() (wrote bool, err error) {
 	if err := seal(); err != nil {
 		return fail(err)
 	}
-	j.body = body[:0]
+	if cap(build.body) > 4*segmentBytes {
+		*build = segmentBuilder{} // of a large message
+	}
 
 	for topic := range g.retained {
 		if err := begin(); err != nil {
@@ -783,14 +883,21 @@ func (j *Journal) write() (wrote bool, err error) {
 		if err := begin(); err != nil {
 			return fail(err)
 		}
-		before, after, err := j.compact(tx, s.id)
+		after, wrote, err := j.compact(tx, s)
 		if err != nil {
 			return fail(err)
 		}
-		if after < before {
-			size += after
-		}
+		size += wrote
 		g.shrunk = append(g.shrunk, after)
+	}
+	if len(g.merge.from) > 0 {
+		if err := begin(); err != nil {
+			return fail(err)
+		}
+		if err := j.mergeSegments(tx, &g.merge); err != nil {
+			return fail(err)
+		}
+		size += g.merge.size
 	}
 	if tx != nil {
 		// The fate of a commit that fails is unknown: the next try takes new
@@ -814,58 +921,136 @@ func (j *Journal) write() (wrote bool, err error) {
 }
 
 // compact writes a segment anew, without what nobody needs any more. It returns
-// the sizes of its row; both are 0 if there is none.
-func (j *Journal) compact(tx Tx, id int64) (before, after int, err error) {
-	old, err := tx.Segment(id)
+// the size of its row, 0 if there is none, and how much of it was written.
+func (j *Journal) compact(tx Tx, s *Segment) (after, wrote int, err error) {
+	s = s.Current()
+	old, err := tx.Segment(s.id)
 	if err != nil || old == nil {
 		return 0, 0, err
 	}
-	body := j.body[:0]
-	err = DecodeSegment(old, func(r Record) {
-		claims := r.Claims[:0]
-		for _, c := range r.Claims {
-			if j.state.Wants(c.Session, c.Seq) {
-				claims = append(claims, c)
-			}
-		}
-		if len(claims) == 0 {
-			return
-		}
-		body = appendMessage(body, r.Message)
-		body = append(body, 0, 0, 0)
-		putCount(body[len(body)-3:], len(claims))
-		for _, c := range claims {
-			body = appendClaim(body, c)
-		}
-	})
-	j.body = body[:0]
-	if err != nil || len(body) == 0 || len(body) >= len(old) {
-		return len(old), len(old), nil // torn, and so left alone; about to be deleted; or not worth it
+	c := old.contents()
+	if c.torn != nil {
+		return old.Size, 0, nil // left alone
 	}
-	return len(old), len(body), tx.PutSegment(StoredSegment{ID: id, Body: body})
+	b := &j.rebuild
+	b.reset()
+	c.rewrite(b, func(id SessionID, seq uint64) bool { return j.state.Wants(s, id, seq) })
+	head := b.head(c.created)
+	size := len(head) + len(b.body)
+	if b.empty() || size >= old.Size {
+		return old.Size, 0, nil // about to be deleted; or not worth it
+	}
+	return size, size, tx.PutSegment(StoredSegment{ID: s.id, Head: head, Body: b.body})
 }
 
-// putCount writes n as a uvarint of exactly three bytes.
-func putCount(b []byte, n int) {
-	b[0] = byte(n) | 0x80
-	b[1] = byte(n>>7) | 0x80
-	b[2] = byte(n>>14) & 0x7F
+// mergeSegments writes what is needed of several segments as one, and deletes
+// them. Where an earlier try of the group has done so, unknown to it, there is
+// nothing left to do.
+func (j *Journal) mergeSegments(tx Tx, m *merge) error {
+	done, err := tx.Segment(m.id)
+	if err != nil {
+		return err
+	}
+	if done != nil {
+		m.size = done.Size
+		return nil
+	}
+	b := &j.rebuild
+	b.reset()
+	m.size = 0
+	clear(m.sessions)
+	var created int64
+	var merged []*Segment
+	for _, s := range m.from {
+		row, err := tx.Segment(s.id)
+		if err != nil {
+			return err
+		}
+		if row == nil {
+			continue // nobody needs it any more
+		}
+		c := row.contents()
+		if c.torn != nil {
+			continue // left alone
+		}
+		for _, id := range c.rewrite(b, func(id SessionID, seq uint64) bool { return j.state.Wants(s, id, seq) }) {
+			m.sessions[id] = struct{}{}
+		}
+		created = max(created, c.created)
+		merged = append(merged, s)
+	}
+	if m.from = merged; b.empty() || len(merged) < 2 {
+		m.from = nil
+		return nil
+	}
+	head := b.head(created)
+	m.size = len(head) + len(b.body)
+	if err := tx.PutSegment(StoredSegment{ID: m.id, Head: head, Body: b.body}); err != nil {
+		return err
+	}
+	for _, s := range m.from {
+		if err := tx.DeleteSegment(s.id); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// merged tells that a merge is durable: whoever needs one of the segments has
+// the new one from now on.
+func (j *Journal) merged(m *merge) {
+	if len(m.from) == 0 {
+		return
+	}
+	to := &Segment{journal: j, id: m.id, stored: m.size}
+	to.mu.Lock() // until all claims are counted, or the first to be released could be the last
+	old := 0
+	for _, s := range m.from {
+		s.mu.Lock()
+		to.live += max(s.live, 0)
+		to.bytes += s.bytes
+		to.created = max(to.created, s.created)
+		if s.live > 0 {
+			old += s.stored
+			m.counted++
+		}
+		s.into = to
+		s.mu.Unlock()
+	}
+	to.watch()
+	live := to.live
+	to.mu.Unlock()
+	j.mu.Lock()
+	j.stats.Segments -= m.counted
+	j.stats.SegmentBytes -= int64(old)
+	j.mu.Unlock()
+	j.added(to, m.size)
+	if live == 0 {
+		j.drop(to)
+	}
+	for id := range m.sessions {
+		j.state.Merged(id)
+	}
 }
 
 // tell calls everybody who waited for the group, in the order of the
 // operations, and empties it. j.commitMu is held.
 func (j *Journal) tell() {
 	g := &j.group
+	for _, s := range g.made {
+		j.added(s, s.stored)
+	}
 	for _, s := range g.stored {
 		if !s.claim.Stored(s.seg) {
-			s.seg.Release(s.size)
+			s.seg.Release(1, s.size)
 		}
 	}
 	for i, s := range g.pinned {
 		if g.shrunk[i] > 0 {
-			s.watch(g.shrunk[i])
+			j.resized(s, g.shrunk[i])
 		}
 	}
+	j.merged(&g.merge)
 	for _, op := range g.ops {
 		switch {
 		case op.pub != nil && op.pub.Done != nil:
@@ -885,6 +1070,8 @@ func (j *Journal) tell() {
 	clear(g.urgent)
 	clear(g.stored)
 	clear(g.pinned)
+	clear(g.made)
+	g.merge, g.made = merge{}, g.made[:0]
 	g.pinned, g.shrunk = g.pinned[:0], g.shrunk[:0]
 	g.ops, g.urgent, g.stored = g.ops[:0], g.urgent[:0], g.stored[:0]
 	g.drops = g.drops[:0]

@@ -1,6 +1,8 @@
 package storage
 
 import (
+	"bytes"
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -16,7 +18,9 @@ type testState struct{ progress map[SessionID]Progress }
 
 func (s testState) Progress(id SessionID) (Progress, bool) { p, ok := s.progress[id]; return p, ok }
 func (s testState) ProgressStored(SessionID)               {}
-func (s testState) Wants(id SessionID, seq uint64) bool    { return true }
+func (s testState) Wants(*Segment, SessionID, uint64) bool { return true }
+func (s testState) Merged(SessionID)                       {}
+func (s testState) Now() int64                             { return 1 }
 func (s testState) Retained(string) *Message               { return nil }
 func (s testState) Flush()                                 {}
 
@@ -29,6 +33,43 @@ type testClaim struct {
 
 func (c *testClaim) Record() (ClaimRecord, bool) { return c.ClaimRecord, !c.acked }
 func (c *testClaim) Stored(s *Segment) bool      { c.seg = s; return true }
+
+// storedDelivery is a delivery as a segment has it.
+type storedDelivery struct {
+	ClaimRecord
+	Message
+}
+
+// storedDeliveries reads all deliveries of all segments.
+func storedDeliveries(t *testing.T, store Store) (all []storedDelivery) {
+	t.Helper()
+	img, err := store.Load()
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, head := range img.Segments {
+		row, err := store.Segment(head.ID)
+		if err != nil || row == nil {
+			t.Fatalf("segment %d: %v, error %v", head.ID, row, err)
+		}
+		c := row.contents()
+		err = errors.Join(c.torn, head.Extents(func(e Extent) {
+			n := 0
+			c.Deliveries(e.Session, e.First, e.First+uint64(e.Count), func(r ClaimRecord, m *Message) bool {
+				all = append(all, storedDelivery{r, *m})
+				n++
+				return true
+			})
+			if n != e.Count {
+				t.Errorf("segment %d has %d of %+v", head.ID, n, e)
+			}
+		}))
+		if err != nil {
+			t.Fatal(err)
+		}
+	}
+	return all
+}
 
 // openStore opens a database, and a Store on it.
 func openStore(t *testing.T) (*DB, *sqliteStore) {
@@ -74,7 +115,7 @@ func TestStoreRoundTrip(t *testing.T) {
 		Inbound:       []Inbound{{Session: 7, PacketID: 65535}},
 		Wills:         []Will{{ClientID: "c", Delay: 9, Message: m}},
 		Retained:      []*Message{m},
-		Segments:      []StoredSegment{{ID: 4, Body: []byte{1, 2, 3}}},
+		Segments:      []StoredSegment{{ID: 4, Head: []byte{4, 5}, Body: []byte{1, 2, 3}}},
 	}
 	s := want.Sessions[0]
 	for _, err := range []error{
@@ -97,6 +138,10 @@ func TestStoreRoundTrip(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
+	if row, err := store.Segment(4); err != nil || row == nil || !bytes.Equal(row.Body, want.Segments[0].Body) || row.Size != 5 {
+		t.Errorf("segment %+v, error %v", row, err)
+	}
+	want.Segments[0].Body, want.Segments[0].Size = nil, 5
 	if !reflect.DeepEqual(got, want) {
 		t.Errorf("got  %+v\nwant %+v", got, want)
 	}
@@ -105,41 +150,63 @@ func TestStoreRoundTrip(t *testing.T) {
 func TestSegmentRoundTrip(t *testing.T) {
 	_, store := openStore(t)
 	j := newTestJournal(t, store, testState{})
-	var want []Record
+	var want []storedDelivery
 	for i := range 3000 { // more than one segment
-		r := Record{Message: &Message{Topic: "t", Payload: fmt.Appendf(make([]byte, 200), "%d", i), QoS: 1}}
-		p := &Publication{Message: r.Message}
+		m := &Message{Topic: "t", Payload: fmt.Appendf(make([]byte, 200), "%d", i), QoS: 1}
+		if i%7 == 0 {
+			m.Properties, m.Expires = []byte{1, 1}, int64(i)
+		}
+		p := &Publication{Message: m}
 		for s := range i % 3 {
-			c := ClaimRecord{Session: SessionID(s + 1), Seq: uint64(i), QoS: 1, Retain: i%2 == 0}
+			c := ClaimRecord{Session: SessionID(1000*s + 1), Seq: uint64(i), QoS: 1, Retain: i%2 == 0}
 			if i%5 == 0 {
 				c.Identifiers = []uint32{1, 268435455}
 			}
+			if i%11 == 0 {
+				c.Share = "$share/g/t"
+			}
 			p.Claims = append(p.Claims, &testClaim{ClaimRecord: c})
-			r.Claims = append(r.Claims, c)
+			want = append(want, storedDelivery{c, *m})
 		}
 		j.Publish(p)
-		if len(r.Claims) > 0 {
-			want = append(want, r)
-		}
 	}
 	if err := j.Commit(); err != nil {
 		t.Fatal(err)
 	}
-	img, err := store.Load()
-	if err != nil {
-		t.Fatal(err)
+	if n := j.Stats().Segments; n < 2 {
+		t.Errorf("%d segments, want them bounded in size", n)
 	}
-	if len(img.Segments) < 2 {
-		t.Errorf("%d segments, want them bounded in size", len(img.Segments))
-	}
-	var got []Record
-	for _, s := range img.Segments {
-		if err := DecodeSegment(s.Body, func(r Record) { got = append(got, r) }); err != nil {
-			t.Fatal(err)
-		}
+	got := storedDeliveries(t, store)
+	for _, l := range [][]storedDelivery{got, want} {
+		slices.SortFunc(l, func(a, b storedDelivery) int {
+			return cmp.Or(cmp.Compare(a.Session, b.Session), cmp.Compare(a.Seq, b.Seq))
+		})
 	}
 	if !reflect.DeepEqual(got, want) {
-		t.Errorf("%d records differ from the %d that were stored", len(got), len(want))
+		t.Errorf("%d deliveries differ from the %d that were stored", len(got), len(want))
+	}
+}
+
+// What many sessions get alike takes next to nothing for each of them.
+func TestFanOutIsStoredOnce(t *testing.T) {
+	_, store := openStore(t)
+	j := newTestJournal(t, store, testState{})
+	const messages, sessions = 100, 1000
+	for i := range messages {
+		p := &Publication{Message: &Message{Topic: "t", Payload: make([]byte, 100), QoS: 1}}
+		for s := range sessions {
+			p.Claims = append(p.Claims, &testClaim{ClaimRecord: ClaimRecord{Session: SessionID(s + 1), Seq: uint64(i + s), QoS: 1}})
+		}
+		j.Publish(p)
+	}
+	if err := j.Commit(); err != nil {
+		t.Fatal(err)
+	}
+	if n := j.Stats().BytesWritten; n > messages*110+sessions*12 {
+		t.Errorf("%d bytes were written", n)
+	}
+	if n := len(storedDeliveries(t, store)); n != messages*sessions {
+		t.Errorf("%d deliveries, want %d", n, messages*sessions)
 	}
 }
 
@@ -232,22 +299,13 @@ func TestPendingIsPruned(t *testing.T) {
 	if err := j.Commit(); err != nil {
 		t.Fatal(err)
 	}
-	last := -1
-	img, err := sqlite.Load()
-	if err != nil {
-		t.Fatal(err)
-	}
-	n := 0
-	for _, s := range img.Segments {
-		if err := DecodeSegment(s.Body, func(r Record) {
-			n++
-			if seq := int(r.Claims[0].Seq); seq <= last {
-				t.Errorf("record %d after %d", seq, last)
-			} else {
-				last = seq
-			}
-		}); err != nil {
-			t.Fatal(err)
+	last, n := -1, 0
+	for _, d := range storedDeliveries(t, sqlite) {
+		n++
+		if seq := int(d.Seq); seq <= last {
+			t.Errorf("delivery %d after %d", seq, last)
+		} else {
+			last = seq
 		}
 	}
 	if n != len(kept) {
@@ -276,11 +334,11 @@ func TestSegmentsGoAndElidedGroupsWriteNothing(t *testing.T) {
 	if n := count(); n != 1 {
 		t.Fatalf("%d segments, want 1", n)
 	}
-	a.seg.Release(0)
+	a.seg.Release(1, 0)
 	if n := count(); n != 1 {
 		t.Errorf("%d segments while one claim is left, want 1", n)
 	}
-	b.seg.Release(0)
+	b.seg.Release(1, 0)
 	if n := count(); n != 0 {
 		t.Errorf("%d segments when nobody needs them, want 0", n)
 	}
@@ -292,19 +350,34 @@ func TestSegmentsGoAndElidedGroupsWriteNothing(t *testing.T) {
 }
 
 // Damaged bytes are an error, never a panic or a huge allocation.
-func FuzzDecodeSegment(f *testing.F) {
-	body := appendMessage(nil, &Message{Topic: "a/b", Payload: []byte("x"), Properties: []byte{1, 0}, Expires: 5, QoS: 1})
-	body = append(body, 0x81, 0x80, 0)
-	body = appendClaim(body, ClaimRecord{Session: 1, Seq: 2, QoS: 1, Identifiers: []uint32{3}})
-	f.Add(body)
-	f.Add([]byte{})
-	f.Fuzz(func(t *testing.T, b []byte) {
+func FuzzSegment(f *testing.F) {
+	m := &Message{Topic: "a/b", Payload: []byte("x"), Properties: []byte{1, 0}, Expires: 5, QoS: 1}
+	var b segmentBuilder
+	for i := range 3 {
+		b.message(m)
+		b.claim(ClaimRecord{Session: 1, Seq: uint64(2 + i), QoS: 1, Identifiers: []uint32{3}, Share: "g"}, m.Size())
+		b.claim(ClaimRecord{Session: 2, Seq: 7, QoS: 2}, m.Size())
+	}
+	f.Add(slices.Clone(b.head(5)), b.body)
+	f.Add([]byte{}, []byte{})
+	f.Add([]byte{headFormat, 2, 1, 1, 0, 0, 0xFF, 0xFF, 0xFF, 0xFF, 7, 0}, b.body) // a count of two thousand million
+	f.Fuzz(func(t *testing.T, head, body []byte) {
+		s := StoredSegment{Head: head, Body: body, Size: len(head) + len(body)}
+		c := s.contents()
 		n := 0
-		_ = DecodeSegment(b, func(Record) { n++ })
-		if n > len(b) {
-			t.Errorf("%d records of %d bytes", n, len(b))
+		_ = s.Extents(func(e Extent) {
+			if e.Count > s.Size {
+				t.Errorf("%d deliveries of %d bytes", e.Count, s.Size)
+			}
+			c.Deliveries(e.Session, e.First, e.First+uint64(e.Count), func(ClaimRecord, *Message) bool { n++; return n < 10000 })
+		})
+		var b segmentBuilder
+		c.rewrite(&b, func(_ SessionID, seq uint64) bool { return seq%3 > 0 })
+		if b.records > len(body) {
+			t.Errorf("%d records of %d bytes", b.records, len(body))
 		}
-		_, _ = decodeProgress(b)
+		_ = decodeOld(body, func(oldRecord) {})
+		_, _ = decodeProgress(body)
 	})
 }
 
@@ -333,7 +406,7 @@ type pinState struct {
 	done map[uint64]bool
 }
 
-func (s pinState) Wants(_ SessionID, seq uint64) bool { return !s.done[seq] }
+func (s pinState) Wants(_ *Segment, _ SessionID, seq uint64) bool { return !s.done[seq] }
 
 // A segment is written anew when little of it is needed, from a certain size on.
 func TestCompaction(t *testing.T) {
@@ -363,10 +436,10 @@ func TestCompaction(t *testing.T) {
 					t.Fatal(err)
 				}
 				for _, s := range img.Segments {
-					sizes = append(sizes, len(s.Body))
-					if err := DecodeSegment(s.Body, func(r Record) { seqs = append(seqs, r.Claims[0].Seq) }); err != nil {
-						t.Error(err)
-					}
+					sizes = append(sizes, s.Size)
+				}
+				for _, d := range storedDeliveries(t, store) {
+					seqs = append(seqs, d.Seq)
 				}
 				return sizes, seqs
 			}
@@ -374,7 +447,7 @@ func TestCompaction(t *testing.T) {
 			for i, c := range claims {
 				if i != 7 && i != 70 {
 					j.state.(pinState).done[uint64(i)] = true
-					c.seg.Release(1 + tt.payload)
+					c.seg.Release(1, 1+tt.payload)
 				}
 			}
 			after, seqs := sizes()
@@ -384,8 +457,8 @@ func TestCompaction(t *testing.T) {
 			if tt.smaller && !slices.Equal(seqs, []uint64{7, 70}) {
 				t.Errorf("left are %v, want 7 and 70", seqs)
 			}
-			claims[7].seg.Release(1 + tt.payload)
-			claims[70].seg.Release(1 + tt.payload)
+			claims[7].seg.Release(1, 1+tt.payload)
+			claims[70].seg.Release(1, 1+tt.payload)
 			if after, _ := sizes(); len(after) != 0 {
 				t.Errorf("segments of %v bytes are left", after)
 			}

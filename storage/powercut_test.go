@@ -23,9 +23,13 @@ type cutState struct {
 
 func (s *cutState) Progress(SessionID) (Progress, bool) { return Progress{Cursor: s.cursor}, true }
 func (s *cutState) ProgressStored(SessionID)            {}
-func (s *cutState) Wants(_ SessionID, seq uint64) bool  { return seq >= s.cursor }
-func (s *cutState) Retained(topic string) *Message      { return s.retained[topic] }
-func (s *cutState) Flush()                              {}
+func (s *cutState) Merged(SessionID)                    {}
+func (s *cutState) Now() int64                          { return 1 }
+func (s *cutState) Wants(_ *Segment, _ SessionID, seq uint64) bool {
+	return seq >= s.cursor
+}
+func (s *cutState) Retained(topic string) *Message { return s.retained[topic] }
+func (s *cutState) Flush()                         {}
 
 // promises is what the journal has said is durable, and when.
 type promises struct {
@@ -53,6 +57,7 @@ func workload(t *testing.T, seed uint64, commits int, pragmas ...string) (ops []
 	state := &cutState{retained: map[string]*Message{}}
 	j := newTestJournal(t, store, state)
 	j.compactFrom = 4 << 10
+	j.mergeFrom = 8
 	j.Change(func(tx Tx) error { return tx.PutSession(Session{ID: 1, ClientID: "c", Expiry: NeverExpires}) }, nil)
 	const never = 1 << 30
 	var claims []*testClaim
@@ -93,7 +98,7 @@ func workload(t *testing.T, seed uint64, commits int, pragmas ...string) (ops []
 			c := claims[state.cursor]
 			p.deliveries[state.cursor].to = now
 			state.cursor++
-			c.seg.Release(1000)
+			c.seg.Release(1, 1000)
 		}
 		j.MarkProgress(1, nil)
 		if n := len(p.inbound); n > 0 && p.inbound[n-1].to == never && rng.IntN(2) == 0 {
@@ -130,13 +135,20 @@ func (p promises) survives(t *testing.T, files map[string][]byte, cut int) error
 		return err
 	}
 	there := map[uint64]bool{}
-	for _, row := range img.Segments {
-		if err := DecodeSegment(row.Body, func(r Record) {
-			for _, c := range r.Claims {
-				there[c.Seq] = true
-			}
-		}); err != nil {
-			return err
+	for _, head := range img.Segments {
+		row, err := s.Segment(head.ID)
+		if err != nil || row == nil {
+			return fmt.Errorf("segment %d: %v, error %w", head.ID, row, err)
+		}
+		c := row.contents()
+		if c.torn != nil {
+			return c.torn
+		}
+		for _, p := range c.pieces {
+			c.Deliveries(p.session, p.first, p.first+uint64(p.count), func(r ClaimRecord, _ *Message) bool {
+				there[r.Seq] = true
+				return true
+			})
 		}
 	}
 	inbound := map[uint16]bool{}

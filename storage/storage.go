@@ -55,6 +55,9 @@ type Config struct {
 	// written anew when little of it is needed; below 0, for tests, each is
 	// whenever something of it is not. It is no key of the file.
 	CompactFrom int `toml:"-"`
+	// MergeFrom, for tests, is how many small segments are merged into one; 0: as
+	// many as is worth it. It is no key of the file.
+	MergeFrom int `toml:"-"`
 }
 
 // DefaultConfig returns the configuration of a gateway installed as a service.

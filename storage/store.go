@@ -47,8 +47,8 @@ const (
 	putCeiling         = `UPDATE session SET ceiling=max(ceiling,?) WHERE id=?`
 	putInbound         = `INSERT INTO inbound (session_id, packet_id) SELECT ?1,?2 WHERE EXISTS (SELECT 1 FROM session WHERE id=?1) ON CONFLICT DO NOTHING`
 	deleteInbound      = `DELETE FROM inbound WHERE session_id=? AND packet_id=?`
-	putSegment         = `INSERT INTO segment (id, body) VALUES (?,?) ON CONFLICT DO UPDATE SET body=excluded.body`
-	getSegment         = `SELECT body FROM segment WHERE id=?`
+	putSegment         = `INSERT INTO segment (id, head, body) VALUES (?,?,?) ON CONFLICT DO UPDATE SET head=excluded.head, body=excluded.body`
+	getSegment         = `SELECT head, body FROM segment WHERE id=?`
 	deleteSegment      = `DELETE FROM segment WHERE id=?`
 	putRetained        = `INSERT INTO retained (topic, message) VALUES (?,?) ON CONFLICT DO UPDATE SET message=excluded.message`
 	deleteRetained     = `DELETE FROM retained WHERE topic=?`
@@ -172,21 +172,34 @@ func (t *sqliteTx) DeleteInbound(in Inbound) error {
 	return t.exec(deleteInbound, int64(in.Session), int64(in.PacketID))
 }
 
-func (t *sqliteTx) PutSegment(s StoredSegment) error { return t.exec(putSegment, s.ID, s.Body) }
+func (t *sqliteTx) PutSegment(s StoredSegment) error {
+	return t.exec(putSegment, s.ID, blob(s.Head), blob(s.Body))
+}
 
-func (t *sqliteTx) Segment(id int64) (body []byte, err error) {
+func (t *sqliteTx) Segment(id int64) (*StoredSegment, error) {
 	st, err := t.statement(getSegment)
 	if err != nil {
 		return nil, err
 	}
-	err = st.QueryRow(id).Scan(&body)
+	return scanSegment(id, st.QueryRow(id))
+}
+
+// Segment implements Store. It reads beside the transaction that runs.
+func (s *sqliteStore) Segment(id int64) (*StoredSegment, error) {
+	return scanSegment(id, s.db.read.QueryRow(getSegment, id))
+}
+
+func scanSegment(id int64, row *sql.Row) (*StoredSegment, error) {
+	seg := StoredSegment{ID: id}
+	err := row.Scan(&seg.Head, &seg.Body)
 	if errors.Is(err, sql.ErrNoRows) {
 		return nil, nil
 	}
 	if err != nil {
-		return nil, fmt.Errorf("read segment: %w", err)
+		return nil, fmt.Errorf("read segment %d: %w", id, err)
 	}
-	return body, nil
+	seg.Size = len(seg.Head) + len(seg.Body)
+	return &seg, nil
 }
 
 func (t *sqliteTx) DeleteSegment(id int64) error { return t.exec(deleteSegment, id) }
@@ -220,6 +233,27 @@ func (s *sqliteStore) Load() (*Image, error) {
 	if err := s.connect(); err != nil {
 		return nil, err
 	}
+	if err := s.addHeads(); err != nil {
+		return nil, err
+	}
+	img, err := s.loadRows()
+	if err != nil {
+		return nil, err
+	}
+	err = s.each(`SELECT id, head, length(head)+length(body) FROM segment ORDER BY id`, func(r *sql.Rows) error {
+		v := StoredSegment{}
+		err := r.Scan(&v.ID, &v.Head, &v.Size)
+		img.Segments = append(img.Segments, v)
+		return err
+	})
+	if err != nil {
+		return nil, fmt.Errorf("load segments: %w", err)
+	}
+	return img, nil
+}
+
+// loadRows reads all but the segments.
+func (s *sqliteStore) loadRows() (*Image, error) {
 	img := &Image{}
 	var blob []byte
 	var err error
@@ -289,15 +323,6 @@ func (s *sqliteStore) Load() (*Image, error) {
 	})
 	if err != nil {
 		return nil, fmt.Errorf("load retained messages: %w", err)
-	}
-	err = s.each(`SELECT id, body FROM segment ORDER BY id`, func(r *sql.Rows) error {
-		v := StoredSegment{}
-		err := r.Scan(&v.ID, &v.Body)
-		img.Segments = append(img.Segments, v)
-		return err
-	})
-	if err != nil {
-		return nil, fmt.Errorf("load segments: %w", err)
 	}
 	return img, nil
 }

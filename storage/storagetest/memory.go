@@ -38,7 +38,7 @@ type rows struct {
 	sessions map[storage.SessionID]storage.Session
 	subs     map[subKey]storage.Subscription
 	inbound  map[storage.Inbound]struct{}
-	segments map[int64][]byte
+	segments map[int64]storage.StoredSegment
 	retained map[string]*storage.Message
 	wills    map[string]storage.Will
 }
@@ -91,9 +91,27 @@ func (m *Memory) Load() (*storage.Image, error) {
 		img.Retained = append(img.Retained, m.rows.retained[t])
 	}
 	for _, id := range slices.Sorted(maps.Keys(m.rows.segments)) {
-		img.Segments = append(img.Segments, storage.StoredSegment{ID: id, Body: m.rows.segments[id]})
+		row := m.rows.segments[id]
+		row.Body = nil
+		img.Segments = append(img.Segments, row)
 	}
 	return img, nil
+}
+
+// Segment implements storage.Store.
+func (m *Memory) Segment(id int64) (*storage.StoredSegment, error) {
+	if m.Fails != nil && m.Fails() {
+		return nil, ErrCut
+	}
+	return m.rows.segment(id), nil
+}
+
+func (r *rows) segment(id int64) *storage.StoredSegment {
+	row, ok := r.segments[id]
+	if !ok {
+		return nil
+	}
+	return &row // what it holds is never changed
 }
 
 // tx records its changes and applies them when it commits.
@@ -181,11 +199,11 @@ func (t *tx) DeleteInbound(in storage.Inbound) error {
 }
 
 func (t *tx) PutSegment(s storage.StoredSegment) error {
-	body := slices.Clone(s.Body)
-	return t.add(func(r *rows) { put(&r.segments, s.ID, body) })
+	s.Head, s.Body, s.Size = slices.Clone(s.Head), slices.Clone(s.Body), len(s.Head)+len(s.Body)
+	return t.add(func(r *rows) { put(&r.segments, s.ID, s) })
 }
 
-func (t *tx) Segment(id int64) ([]byte, error) {
+func (t *tx) Segment(id int64) (*storage.StoredSegment, error) {
 	if t.m.Fails != nil && t.m.Fails() {
 		return nil, ErrCut
 	}
@@ -193,7 +211,7 @@ func (t *tx) Segment(id int64) ([]byte, error) {
 	for _, f := range t.changes {
 		f(&now)
 	}
-	return slices.Clone(now.segments[id]), nil
+	return now.segment(id), nil
 }
 
 func (t *tx) DeleteSegment(id int64) error {

@@ -39,6 +39,12 @@ CREATE TABLE retained (
 
 CREATE TABLE segment (
   id            INTEGER PRIMARY KEY,
+  head          BLOB    NOT NULL,         -- which of the messages are whose (segment.go)
+  body          BLOB    NOT NULL          -- packed messages, one after the other
+) STRICT;
+
+CREATE TABLE "segment_old" (
+  id            INTEGER PRIMARY KEY,
   body          BLOB    NOT NULL          -- packed records (delivery.go)
 ) STRICT;
 

@@ -49,6 +49,7 @@ type plane struct {
 
 	acl      atomic.Pointer[acl]
 	stopping atomic.Bool
+	space    diskSpace
 
 	journalBatch batch // of the journal's goroutine
 	counters
@@ -61,6 +62,7 @@ func newPlane(cfg *Config, journal *storage.Journal, log *slog.Logger) *plane {
 		log:      log,
 		journal:  journal,
 		now:      func() int64 { return time.Now().UnixMilli() },
+		space:    new(storage.Space), // which never is low
 		ids:      packetIDs,
 		block:    ceilingBlock,
 		groups:   make(map[string]*shareGroup),

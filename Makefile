@@ -83,8 +83,9 @@ dist-check: dist ## build dist/ once more, elsewhere and without the cache, and 
 	echo 'dist: two builds are identical'
 
 # A part, shown and not written: make bench BENCH="-quick -scenario 'pairs|idle'"
-BENCH ?= -out docs/benchmarks.md $(if $(shell command -v perf),-profile bin/profile)
+BENCH ?= -slow bin/penstock-slow -out docs/benchmarks.md $(if $(shell command -v perf),-profile bin/profile)
 bench: build ## write docs/benchmarks.md: compare with Debian's mosquitto (an hour; wants mosquitto and, for the profiles, perf)
+	$(GO) build -trimpath -tags slowdisk -o bin/penstock-slow .
 	$(GO) run ./bench $(BENCH)
 
 MODEL_RUNS  ?= 5000000

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"os"
 	"sync"
+	"syscall"
 	"time"
 	"unsafe"
 
@@ -82,7 +83,13 @@ func slowOpen(tls *libc.TLS, _, name, file uintptr, flags int32, out uintptr) in
 	return rc
 }
 
+// slowSync waits in the kernel, as fsync does: one of Go's timers would add up to
+// a millisecond.
 func slowSync(tls *libc.TLS, file uintptr, flags int32) int32 {
-	time.Sleep(slow.takes)
+	end := time.Now().Add(slow.takes)
+	for left := slow.takes; left > 0; left = time.Until(end) {
+		ts := syscall.NsecToTimespec(int64(left))
+		_ = syscall.Nanosleep(&ts, nil) // when it is interrupted, then it is called again
+	}
 	return funcOf[func(*libc.TLS, uintptr, int32) int32](slow.methods.FxSync)(tls, file, flags)
 }

@@ -84,7 +84,7 @@ func TestNearlyFullDiskRefuses(t *testing.T) {
 			id--
 			_ = try("away", false)
 			r.commit()
-			if n := len(pub.answers); n != 2 || away.s.live != 1 {
+			if n := len(pub.answers); n != 2 || away.s.live != 1 || r.p.limited[limitDisk].Load() != 18 {
 				t.Errorf("a QoS 2 message and its repetition: answers %v, %d queued", pub.answers, away.s.live)
 			}
 		}

@@ -56,6 +56,7 @@ lint: ## gofmt, go vet (64 and 32 bits) and staticcheck
 	$(GO) vet -tags attack ./broker/attack
 	GOARCH=arm $(GO) vet ./...
 	$(GO) tool staticcheck ./...
+	$(GO) tool staticcheck -tags slowdisk ./storage
 	$(GO) tool staticcheck -tags interop ./broker/interop
 	$(GO) tool staticcheck -tags attack ./broker/attack
 

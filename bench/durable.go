@@ -33,7 +33,7 @@ func addDurable(add func(group, name, title string, run func(context.Context, ta
 	deep("offline-ten", "10,000 offline, 10 in flight", millionMessages/100, 10)
 
 	commit := func(prefix, where, delay string, fsync time.Duration, inflight int, online bool) {
-		c := acknowledging{inflight: inflight, online: online}
+		c := acknowledging{inflight: inflight, online: online, atLeast: fsync}
 		title := fmt.Sprintf("%s, %s in flight", where, thousands(inflight))
 		if online {
 			title = where + ", online"
@@ -105,6 +105,9 @@ func (c *ackClock) stop(id uint16) {
 type acknowledging struct {
 	inflight int
 	online   bool // the session's client is connected, and acknowledges
+	// atLeast is how long an acknowledgement takes that needs the disk, or the
+	// program has not got the slow disk that it was told of.
+	atLeast time.Duration
 }
 
 func (a acknowledging) run(ctx context.Context, t target, l load) ([]phase, error) {
@@ -154,6 +157,9 @@ func (a acknowledging) run(ctx context.Context, t target, l load) ([]phase, erro
 	ph, err := end(pub.sent, pub.sent)
 	ph.unit = "messages"
 	took := pub.clock.took
+	if fast := quantile(took, 0); !a.online && fast < a.atLeast {
+		return nil, fmt.Errorf("acknowledged after %s, with a disk that takes %s: -slow wants a program that is built with -tags slowdisk", fast, a.atLeast)
+	}
 	ph.values = map[string]float64{latencyP50: micros(quantile(took, 0.50)), latencyP99: micros(quantile(took, 0.99))}
 	return []phase{ph}, err
 }

@@ -62,6 +62,9 @@ func TestScenarios(t *testing.T) {
 			got, err := against(t, faults{}, time.Minute, func(ctx context.Context, tg target) ([]phase, error) {
 				return s.run(ctx, tg, l)
 			})
+			if s.fsync > 0 && err != nil && strings.Contains(err.Error(), "-tags slowdisk") {
+				return // the fake has no disk at all
+			}
 			if err != nil {
 				t.Fatal(err)
 			}
@@ -300,6 +303,16 @@ func TestAcknowledging(t *testing.T) {
 		if v := got[0].values; v[latencyP50] <= 0 || v[latencyP50] > v[latencyP99] || got[0].count != 5000 {
 			t.Errorf("online %v: %d messages, values %v", online, got[0].count, v)
 		}
+	}
+}
+
+// A program that only claims to have a slow disk is found out.
+func TestSlowDiskIsSlow(t *testing.T) {
+	_, err := against(t, faults{}, 30*time.Second, func(ctx context.Context, tg target) ([]phase, error) {
+		return acknowledging{inflight: 10, atLeast: time.Minute}.run(ctx, tg, load{messages: 100})
+	})
+	if err == nil || !strings.Contains(err.Error(), "-tags slowdisk") {
+		t.Errorf("got %v, want to be told of the tag", err)
 	}
 }
 

@@ -569,6 +569,43 @@ func TestDiskReserve(t *testing.T) {
 	}
 }
 
+// Another program fills the disk: that is noticed without a commit, nothing more
+// is taken for a client that is away, and what it has can be taken.
+func TestDiskFilledByOthers(t *testing.T) {
+	needs(t, "unshare", "--user", "--map-root-user", "--mount", "true")
+	b := startDisk(t, "24m", t.TempDir(), "")
+	b.sleeper()
+	p := b.publisher(5, 100, 1000, 0)
+	b.await("some messages", func() bool { p.alive(t); return p.acked.Load() > 5000 })
+	close(p.stop)
+	b.await("last answer", func() bool { p.alive(t); return p.acked.Load() == p.sent.Load() })
+	other := filepath.Join(b.inside(b.data), "other")
+	if err := os.WriteFile(other, make([]byte, b.free()-512<<10), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	b.await("degraded health", func() bool { h := b.health(); return h.Ready && h.Degraded })
+	taken := p.acked.Load()
+	p = b.publisher(5, 100, 1000, 0)
+	b.await("refusals", func() bool { p.alive(t); return p.refused.Load() > 1000 })
+	close(p.stop)
+	b.await("last answer", func() bool { p.alive(t); return p.acked.Load()+p.refused.Load() == p.sent.Load() })
+	if n := p.acked.Load(); n != 0 {
+		t.Errorf("%d messages were taken for a client that is away", n)
+	}
+	b.inOrder("drained", b.drain(b.mqtt, taken), taken)
+	b.sysHealth() // a while later
+	if v := b.metric("penstock_journal_failures_total"); v != "0" {
+		t.Errorf("%s commits failed", v)
+	}
+	if err := os.Remove(other); err != nil {
+		t.Fatal(err)
+	}
+	b.well()
+	p = b.publisher(5, 100, 1000, 0)
+	b.await("acknowledgement", func() bool { p.alive(t); return p.acked.Load() > 1000 })
+	close(p.stop)
+}
+
 // A disk that fails in one way or another, until it does not any more.
 func TestDiskFails(t *testing.T) {
 	needs(t, "strace", "-V")

@@ -28,7 +28,7 @@ run: build ## start a broker for a trial: MQTT on 127.0.0.1:1883, API on 127.0.0
 build: ## build bin/penstock for this machine
 	$(GO) build -trimpath -ldflags '-X main.version=$(VERSION)' -o bin/penstock .
 
-test: ## run all tests, with the race detector if there is a C compiler (wants mosquitto-clients and systemd)
+test: ## run all tests, with the race detector if there is a C compiler (wants mosquitto-clients, systemd and strace)
 	$(GO) test -tags faults -run 'FindsFaults' ./broker
 	@if [ '$(RACE)' = yes ]; then \
 		set -x; CGO_ENABLED=1 $(GO) test -race -timeout 20m ./...; \
@@ -51,10 +51,12 @@ lint: ## gofmt, go vet (64 and 32 bits) and staticcheck
 		if [ -n "$$unformatted" ]; then echo "gofmt would change: $$unformatted"; exit 1; fi
 	$(GO) vet ./...
 	$(GO) vet -tags faults ./broker/...
+	$(GO) vet -tags slowdisk ./storage
 	$(GO) vet -tags interop ./broker/interop
 	$(GO) vet -tags attack ./broker/attack
 	GOARCH=arm $(GO) vet ./...
 	$(GO) tool staticcheck ./...
+	$(GO) tool staticcheck -tags slowdisk ./storage
 	$(GO) tool staticcheck -tags interop ./broker/interop
 	$(GO) tool staticcheck -tags attack ./broker/attack
 
@@ -82,8 +84,9 @@ dist-check: dist ## build dist/ once more, elsewhere and without the cache, and 
 	echo 'dist: two builds are identical'
 
 # A part, shown and not written: make bench BENCH="-quick -scenario 'pairs|idle'"
-BENCH ?= -out docs/benchmarks.md $(if $(shell command -v perf),-profile bin/profile)
+BENCH ?= -slow bin/penstock-slow -out docs/benchmarks.md $(if $(shell command -v perf),-profile bin/profile)
 bench: build ## write docs/benchmarks.md: compare with Debian's mosquitto (an hour; wants mosquitto and, for the profiles, perf)
+	$(GO) build -trimpath -tags slowdisk -o bin/penstock-slow .
 	$(GO) run ./bench $(BENCH)
 
 MODEL_RUNS  ?= 5000000

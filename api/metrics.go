@@ -91,6 +91,13 @@ var families = []family{
 	{"penstock_queue_bytes", "gauge", "Topic, payload and properties of those messages.",
 		gauge(func(s snapshot) int64 { return s.QueueBytes })},
 
+	{"penstock_disk_free_bytes", "gauge", "Room that is left on the data directory's file system.",
+		gauge(func(s snapshot) int64 { return s.Disk.Free })},
+	{"penstock_disk_reserve_bytes", "gauge", "How much of it is kept free; 0 if the disk is not watched.",
+		gauge(func(s snapshot) int64 { return s.Disk.Reserve })},
+	{"penstock_disk_low", "gauge", "1 while what would have to be stored is refused for lack of room.",
+		gauge(func(s snapshot) int64 { return oneIf(s.Disk.Low) })},
+
 	{"penstock_journal_commits_total", "counter", "Transactions that became durable.",
 		counter(func(s snapshot) uint64 { return s.Journal.Commits })},
 	{"penstock_journal_failures_total", "counter", "Transactions that failed and were tried again.",

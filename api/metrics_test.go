@@ -28,6 +28,7 @@ func fixedSnapshot() snapshot {
 			Dropped:       map[string]uint64{"queue-full": 151, "expired": 150},
 			Limited:       map[string]uint64{"evicted": 155, "connections": 154},
 			QueueMessages: 160, QueueBytes: 161,
+			Disk: storage.SpaceStats{Free: 162, Reserve: 163},
 			Journal: storage.JournalStats{
 				Commits: 170, Failures: 171, Records: 172, Elided: 173, BytesWritten: 1 << 40,
 				CommitSeconds: storage.Histogram{Bounds: []float64{0.0005, 0.01, 2.5}, Counts: []uint64{3, 2, 0, 1}, Sum: 3.75},
@@ -92,6 +93,10 @@ func TestMetricsShowEveryField(t *testing.T) {
 			v.SetString("x")
 			changed()
 			v.SetString("")
+		case reflect.Bool:
+			v.SetBool(!v.Bool())
+			changed()
+			v.SetBool(!v.Bool())
 		case reflect.Int64:
 			v.SetInt(v.Int() + 1)
 			changed()

@@ -29,6 +29,7 @@ type statusJSON struct {
 	Limited     map[string]uint64 `json:"limited"` // by limit
 
 	Queue   queueJSON   `json:"queue"`
+	Disk    diskJSON    `json:"disk"`
 	Journal journalJSON `json:"journal"`
 	Panel   *panelJSON  `json:"panel"` // null without LEDs
 }
@@ -43,6 +44,12 @@ type listenerJSON struct {
 type queueJSON struct {
 	Messages int64 `json:"messages"`
 	Bytes    int64 `json:"bytes"`
+}
+
+type diskJSON struct {
+	FreeBytes    int64 `json:"free_bytes"`
+	ReserveBytes int64 `json:"reserve_bytes"` // 0: the disk is not watched
+	Low          bool  `json:"low"`
 }
 
 type journalJSON struct {
@@ -89,6 +96,7 @@ func (s *Server) status() statusJSON {
 		Limited:     st.Limited,
 
 		Queue: queueJSON{st.QueueMessages, st.QueueBytes},
+		Disk:  diskJSON{st.Disk.Free, st.Disk.Reserve, st.Disk.Low},
 		Journal: journalJSON{
 			Commits:              st.Journal.Commits,
 			Failures:             st.Journal.Failures,

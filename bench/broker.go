@@ -11,6 +11,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strings"
 	"sync"
 	"syscall"
@@ -31,6 +32,7 @@ const (
 type broker struct {
 	name    string
 	path    string
+	slow    string // the same program for a disk that syncs slowly; empty: there is none
 	version string
 	env     []string
 	metrics bool // it has some to be read over HTTP
@@ -47,10 +49,19 @@ type broker struct {
 
 // A setup is how a broker is configured for a scenario.
 type setup struct {
-	persistent bool   // sessions on disk, for those that must be told
-	tls        bool   // a TLS listener beside the plain one, at tlsAddr
-	tlsAddr    string // set by start
-	httpAddr   string // where metrics are to be had; set by start, empty if there are none
+	persistent bool // sessions on disk, for those that must be told
+	deep       bool // a million messages may wait for a client
+
+	commitDelay string        // of Penstock, empty: as shipped
+	fsync       time.Duration // see scenario
+	tls         bool          // a TLS listener beside the plain one, at tlsAddr
+	tlsAddr     string        // set by start
+	httpAddr    string        // where metrics are to be had; set by start, empty if there are none
+}
+
+// runs reports whether the broker can do a scenario at all.
+func (b *broker) runs(s scenario) bool {
+	return s.commitDelay == "" && s.fsync == 0 || b.name == penstockName && (s.fsync == 0 || b.slow != "")
 }
 
 // newPenstock returns Penstock with some access rules in force, so that their
@@ -83,9 +94,15 @@ func newPenstock(ctx context.Context, path string) (*broker, error) {
 func penstockConfig(addr, dir string, s setup) string {
 	var b strings.Builder
 	fmt.Fprintf(&b, "[storage]\ndir = %q\n", dir)
+	if s.commitDelay != "" {
+		fmt.Fprintf(&b, "commit_delay = %q\n", s.commitDelay)
+	}
 	fmt.Fprintf(&b, "[api]\nhttp = %q\n", s.httpAddr)
 	b.WriteString("[hw]\nbackend = \"off\"\n")
 	b.WriteString("[broker]\nmax_connections = 15000\n")
+	if s.deep {
+		b.WriteString("max_queue_bytes = \"1GiB\"\n")
+	}
 	fmt.Fprintf(&b, "[[broker.listener]]\nname = \"tcp\"\naddress = %q\n", addr)
 	if s.tls {
 		fmt.Fprintf(&b, "[[broker.listener]]\nname = \"tls\"\naddress = %q\ntls_cert = %q\ntls_key = %q\n",
@@ -188,6 +205,7 @@ type process struct {
 	cmd    *exec.Cmd
 	addr   string
 	setup  setup
+	dir    string
 	ready  time.Duration // from exec to the first CONNACK
 	output *output
 	exited chan struct{}
@@ -215,11 +233,15 @@ func (b *broker) start(ctx context.Context, dir string, s setup) (*process, erro
 	if err != nil {
 		return nil, fmt.Errorf("%s: %w", b.name, err)
 	}
-	p := &process{
-		setup: s,
-		cmd:   exec.CommandContext(ctx, b.path, args...), output: newOutput(), exited: make(chan struct{}),
+	path, env := b.path, b.env
+	if s.fsync > 0 {
+		path, env = b.slow, append(slices.Clone(env), "PENSTOCK_FSYNC="+s.fsync.String())
 	}
-	p.cmd.Env = append(os.Environ(), b.env...)
+	p := &process{
+		setup: s, dir: dir,
+		cmd: exec.CommandContext(ctx, path, args...), output: newOutput(), exited: make(chan struct{}),
+	}
+	p.cmd.Env = append(os.Environ(), env...)
 	p.cmd.Dir = dir
 	p.cmd.Stdout, p.cmd.Stderr = p.output, p.output
 	p.cmd.WaitDelay = time.Second
@@ -279,7 +301,7 @@ func (p *process) awaitConnack(ctx context.Context, addr string) error {
 func (p *process) pid() int { return p.cmd.Process.Pid }
 
 func (p *process) target() target {
-	return target{addr: p.addr, tlsAddr: p.setup.tlsAddr, pid: p.pid()}
+	return target{addr: p.addr, tlsAddr: p.setup.tlsAddr, pid: p.pid(), dir: p.dir}
 }
 
 // stop asks the process to end, and kills it if it does not.

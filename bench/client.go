@@ -146,10 +146,12 @@ type publisher struct {
 	templates []template // used in turn
 	qos       byte
 	window    int    // most messages in flight, QoS 1 and 2
+	batch     int    // most bytes written at once
 	lead      uint64 // most messages beyond what each reader has received
 	limit     uint64 // messages to send in all
 	until     time.Time
 	readers   []reader
+	clock     *ackClock // nil: nobody wants to know how long acknowledgements take
 
 	sent     uint64
 	floor    uint64 // what every reader had received when last looked
@@ -170,7 +172,7 @@ type reader struct {
 
 func newPublisher(number int, w workload) *publisher {
 	p := &publisher{
-		qos: w.qos, window: w.window, lead: w.lead, limit: never,
+		qos: w.qos, window: w.window, batch: batchBytes, lead: w.lead, limit: never,
 		wake: make(chan struct{}, 1),
 	}
 	if w.topics == 0 {
@@ -178,6 +180,9 @@ func newPublisher(number int, w workload) *publisher {
 	}
 	for i := range w.topics {
 		p.templates = append(p.templates, newTemplate(w.version, numbered(w.topic, i), w.qos, w.payload, uint32(number)))
+	}
+	if w.window > window { // or it would never have as many in flight
+		p.batch = max(p.batch, w.window*len(p.templates[0].data))
 	}
 	p.wakeAt.Store(never)
 	return p
@@ -214,7 +219,7 @@ func (p *publisher) fill() {
 		p.limit = p.sent
 		return
 	}
-	room := min(p.limit-p.sent, uint64(batchBytes/len(p.templates[0].data)+1))
+	room := min(p.limit-p.sent, uint64(p.batch/len(p.templates[0].data)+1))
 	if p.qos > 0 {
 		room = min(room, uint64(p.window-p.inflight))
 	}
@@ -237,6 +242,7 @@ func (p *publisher) fill() {
 		}
 		t := &p.templates[p.sent%uint64(len(p.templates))]
 		p.c.out = t.append(p.c.out, id, p.sent)
+		p.clock.start(id)
 		p.sent++
 	}
 }
@@ -274,6 +280,7 @@ func (p *publisher) acknowledgements() error {
 		}
 		p.state[id] = 0
 		p.inflight--
+		p.clock.stop(id)
 	}
 }
 

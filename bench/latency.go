@@ -16,6 +16,10 @@ type latency struct {
 	qos   byte
 	pairs int
 	rate  int // messages a second, of all publishers together
+	// persistent is for subscribers with persistent sessions.
+	persistent bool
+	// messages, if not 0, is how many there are, in place of the publishing time.
+	messages uint64
 }
 
 // Names of its values, in microseconds.
@@ -33,8 +37,8 @@ func (l latency) due(pair int, n uint64) time.Duration {
 }
 
 func (l latency) run(ctx context.Context, t target, ld load) ([]phase, error) {
-	each := ld.messages / uint64(l.pairs)
-	if ld.messages == 0 {
+	each := ld.number(l.messages) / uint64(l.pairs)
+	if each == 0 {
 		if l.rate < 1000 {
 			ld.time *= 2 // for messages enough to have a 99th percentile
 		}
@@ -55,7 +59,7 @@ func (l latency) run(ctx context.Context, t target, ld load) ([]phase, error) {
 		publishers[i] = newPublisher(i, w)
 		subscribers[i] = &subscriber{}
 		var err error
-		if subscribers[i].c, err = join(g.ctx, t.addr, v311, smallBytes, fmt.Sprintf("bench-subscriber-%d", i), true); err != nil {
+		if subscribers[i].c, err = join(g.ctx, t.addr, v311, smallBytes, fmt.Sprintf("bench-subscriber-%d", i), !l.persistent); err != nil {
 			return nil, err
 		}
 		if err := subscribers[i].c.subscribe(l.qos, numbered(lineTopic, i)); err != nil {

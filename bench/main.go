@@ -14,6 +14,7 @@ import (
 	"os/signal"
 	"path/filepath"
 	"regexp"
+	"slices"
 	"strings"
 	"syscall"
 	"time"
@@ -64,6 +65,7 @@ func raiseFileLimit() {
 // options are the command line.
 type options struct {
 	penstock, mosquitto string
+	slow                string
 	out                 string
 	only                *regexp.Regexp
 	rounds              int
@@ -77,6 +79,7 @@ func parse(args []string, stderr io.Writer) (options, error) {
 	f := flag.NewFlagSet("bench", flag.ContinueOnError)
 	f.SetOutput(stderr)
 	f.StringVar(&o.penstock, "penstock", "bin/penstock", "Penstock's `program`, or none")
+	f.StringVar(&o.slow, "slow", "", "Penstock's `program` built with -tags slowdisk, for the scenarios whose names begin with slow")
 	f.StringVar(&o.mosquitto, "mosquitto", "mosquitto", "Mosquitto's `program`, or none")
 	f.StringVar(&o.out, "out", "", "`file` for the report; standard output if empty")
 	only := f.String("scenario", "", "run what matches this `regexp` only: "+strings.Join(names(), ", "))
@@ -84,13 +87,13 @@ func parse(args []string, stderr io.Writer) (options, error) {
 	f.Uint64Var(&o.load.messages, "messages", 0, "messages per round; 0 means by time")
 	f.DurationVar(&o.load.time, "time", 3*time.Second, "publishing time of a round")
 	f.DurationVar(&o.load.settle, "settle", 10*time.Second, "how long memory of idle clients settles before it is read")
-	quick := f.Bool("quick", false, "one round of short times, to try something: as -rounds 1 -time 1s -settle 3s")
+	quick := f.Bool("quick", false, "one round of short times and few messages, to try something: as -rounds 1 -time 1s -settle 3s")
 	f.StringVar(&o.profiles, "profile", "", "run each scenario once more with Penstock, and leave what perf records in this `folder`")
 	if err := f.Parse(args); err != nil {
 		return o, err
 	}
 	if *quick {
-		o.rounds, o.load.time, o.load.settle = 1, time.Second, 3*time.Second
+		o.rounds, o.load.time, o.load.settle, o.load.short = 1, time.Second, 3*time.Second, true
 	}
 	err := func() (err error) {
 		if f.NArg() > 0 {
@@ -135,6 +138,9 @@ func (o options) measure(ctx context.Context, progress io.Writer) error {
 	}
 	if o.penstock != "none" {
 		b, err := newPenstock(ctx, o.penstock)
+		if err == nil && o.slow != "" {
+			b.slow, err = filepath.Abs(o.slow)
+		}
 		if err != nil {
 			return err
 		}
@@ -150,7 +156,7 @@ func (o options) measure(ctx context.Context, progress io.Writer) error {
 
 	failures := 0
 	for _, s := range scenarios() {
-		if !o.only.MatchString(s.name) {
+		if !o.only.MatchString(s.name) || !slices.ContainsFunc(r.brokers, func(b *broker) bool { return b.runs(s) }) {
 			continue
 		}
 		res := o.compare(ctx, s, r.brokers, progress)
@@ -159,7 +165,7 @@ func (o options) measure(ctx context.Context, progress io.Writer) error {
 		}
 		failures += len(res.failures)
 		r.results = append(r.results, res)
-		if o.profiles != "" && o.penstock != "none" {
+		if o.profiles != "" && o.penstock != "none" && s.fsync == 0 {
 			p, err := profileOne(ctx, r.brokers[0], s, o.load, o.profiles)
 			if err != nil { // what was measured until now is not lost for it
 				failures++
@@ -212,6 +218,9 @@ func (o options) compare(ctx context.Context, s scenario, brokers []*broker, pro
 	res := result{scenario: s, samples: make([][]sample, len(brokers))}
 	for n := range o.rounds {
 		for i, b := range brokers {
+			if !b.runs(s) {
+				continue
+			}
 			got, err := runRound(ctx, b, s, o.load, roundTimeout)
 			if ctx.Err() != nil {
 				return res // the caller looks at ctx too

@@ -129,7 +129,7 @@ func TestMarkdown(t *testing.T) {
 		"![Broker CPU by number of topics, QoS 0](plots/topics.svg)",
 		"| QoS 0, 500 a second | 90 | 90 | 1.00 | 200 | 199 | 0.99 | 300 | 400 | – | – | – | – | – |\n",
 		"| 10,000 clients: idle | 10000 | – | – | 2.0 | – |\n",
-		"| offline: drain | 1.000 | – | – | 1000 | – | – | 0.0 | – | 3.0 | – |\n",
+		"| offline: drain | 1.000 | – | – | 1000 | – | – | 0.0 | – | – | – | 3.0 | – |\n",
 		"**Failed:** storm: round 1: refused\n\n| |",
 		"| Penstock | 50.0 | 30.0 | 20.0 |\n",
 		"| dist/penstock-linux-arm64 | 1.5 |\n",

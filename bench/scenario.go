@@ -25,6 +25,13 @@ type scenario struct {
 	// persistent is for brokers that must be told to keep sessions on disk.
 	persistent bool
 	tls        bool // needs a TLS listener
+	// deep is for brokers that must be told to queue a million messages.
+	deep bool
+	// commitDelay, if not empty, is Penstock's storage.commit_delay, and fsync how
+	// much longer than it does each fsync of its takes. What has one of them is
+	// not for other brokers.
+	commitDelay string
+	fsync       time.Duration
 	// timeout, if not 0, is for a round that takes longer than others.
 	timeout time.Duration
 	run     func(ctx context.Context, t target, l load) ([]phase, error)
@@ -35,6 +42,7 @@ type target struct {
 	addr    string
 	tlsAddr string // empty if it has no such listener
 	pid     int
+	dir     string // its data directory
 }
 
 // A load is how much a round does.
@@ -42,7 +50,19 @@ type load struct {
 	time     time.Duration // publishing time of a round
 	messages uint64        // messages of a round, which then ends by number; 0 is by time
 	clients  int           // idle clients; 0 is as many as the scenario wants
+	short    bool          // a tenth of the messages, of a scenario that counts them
 	settle   time.Duration // how long memory is left to settle before it is read
+}
+
+// number returns how many messages a round has, of a scenario that wants so many.
+func (l load) number(wanted uint64) uint64 {
+	switch {
+	case l.messages > 0:
+		return l.messages
+	case l.short:
+		return wanted / 10
+	}
+	return wanted
 }
 
 // A phase is one measured interval of a round.
@@ -246,17 +266,14 @@ func scenarios() []scenario {
 	add("durable", "qos1-persistent-pairs", "QoS 1, 4 pairs", persistentPairs().run).persistent = true
 	add("durable", "offline", "offline, 1,000 in flight", offline(offlineMessages, offlineWindow)).persistent = true
 	add("durable", "offline-100", "offline, 100 in flight", offline(offlineMessages/5, window)).persistent = true
+	addDurable(add)
 	add("stalled", "stalled-reader", "QoS 1, 1 pair", runStalled)
 	return list
 }
 
 func offline(messages uint64, inflight int) func(context.Context, target, load) ([]phase, error) {
 	return func(ctx context.Context, t target, l load) ([]phase, error) {
-		n := messages
-		if l.messages > 0 {
-			n = l.messages
-		}
-		return runOffline(ctx, t, n, inflight)
+		return runOffline(ctx, t, l.number(messages), inflight)
 	}
 }
 
@@ -289,7 +306,7 @@ func runRound(ctx context.Context, b *broker, s scenario, l load, timeout time.D
 			return sample{}, err
 		}
 	}
-	p, err := b.start(ctx, dir, setup{persistent: s.persistent, tls: s.tls})
+	p, err := b.start(ctx, dir, setup{persistent: s.persistent, tls: s.tls, deep: s.deep, commitDelay: s.commitDelay, fsync: s.fsync})
 	if err != nil {
 		return sample{}, err
 	}
@@ -554,6 +571,7 @@ func runOffline(ctx context.Context, t target, messages uint64, inflight int) ([
 		return nil, err
 	}
 	queue.unit = "messages"
+	queue.values = map[string]float64{fileSize: sizeOf(t.dir)}
 
 	end, err = measure(t, "drain")
 	if err != nil {
@@ -579,6 +597,7 @@ func runOffline(ctx context.Context, t target, messages uint64, inflight int) ([
 	if err != nil {
 		return nil, err
 	}
+	drain.values = map[string]float64{fileSize: sizeOf(t.dir)}
 	return []phase{queue, drain, sum("both", queue, drain)}, g.err()
 }
 

@@ -49,7 +49,7 @@ func TestScenarios(t *testing.T) {
 		"qos0-fan-out-50-v5": 50, "qos1-fan-out-50-v5": 50, "qos2-fan-out-50-v5": 50,
 		"qos0-fan-out-1000": 1000, "qos1-fan-out-1000": 1000, "qos2-fan-out-1000": 1000, "wildcards-wide": 1000,
 	}
-	phases := map[string]int{"stalled-reader": 2, "offline": 3, "offline-100": 3, "idle": 2, "idle-tls": 2, "retained": 2}
+	phases := map[string]int{"stalled-reader": 2, "offline": 3, "offline-100": 3, "offline-million": 3, "offline-hundred": 3, "offline-ten": 3, "idle": 2, "idle-tls": 2, "retained": 2}
 	for _, s := range scenarios() {
 		t.Run(s.name, func(t *testing.T) {
 			t.Parallel()
@@ -62,6 +62,9 @@ func TestScenarios(t *testing.T) {
 			got, err := against(t, faults{}, time.Minute, func(ctx context.Context, tg target) ([]phase, error) {
 				return s.run(ctx, tg, l)
 			})
+			if s.fsync > 0 && err != nil && strings.Contains(err.Error(), "-tags slowdisk") {
+				return // the fake has no disk at all
+			}
 			if err != nil {
 				t.Fatal(err)
 			}
@@ -285,6 +288,58 @@ func TestLatency(t *testing.T) {
 	}
 	if got[0].elapsed < 79*time.Millisecond {
 		t.Errorf("80 messages at 1,000 a second took %s", got[0].elapsed)
+	}
+}
+
+// Acknowledgements are timed, one for each message.
+func TestAcknowledging(t *testing.T) {
+	for _, online := range []bool{false, true} {
+		got, err := against(t, faults{}, 30*time.Second, func(ctx context.Context, tg target) ([]phase, error) {
+			return acknowledging{inflight: 1000, online: online}.run(ctx, tg, load{messages: 5000})
+		})
+		if err != nil {
+			t.Fatal(err)
+		}
+		if v := got[0].values; v[latencyP50] <= 0 || v[latencyP50] > v[latencyP99] || got[0].count != 5000 {
+			t.Errorf("online %v: %d messages, values %v", online, got[0].count, v)
+		}
+	}
+}
+
+// A program that only claims to have a slow disk is found out.
+func TestSlowDiskIsSlow(t *testing.T) {
+	_, err := against(t, faults{}, 30*time.Second, func(ctx context.Context, tg target) ([]phase, error) {
+		return acknowledging{inflight: 10, atLeast: time.Minute}.run(ctx, tg, load{messages: 100})
+	})
+	if err == nil || !strings.Contains(err.Error(), "-tags slowdisk") {
+		t.Errorf("got %v, want to be told of the tag", err)
+	}
+}
+
+// What is configured for Penstock alone is measured with Penstock alone, and a
+// slow disk with a program for it.
+func TestRuns(t *testing.T) {
+	for _, s := range scenarios() {
+		own := s.commitDelay != "" || s.fsync > 0
+		for _, b := range []broker{{name: penstockName}, {name: penstockName, slow: "x"}, {name: mosquittoName}} {
+			if got, want := b.runs(s), !own || b.name == penstockName && (s.fsync == 0 || b.slow != ""); got != want {
+				t.Errorf("%s, %+v: runs is %v", s.name, b, got)
+			}
+		}
+		if strings.HasPrefix(s.name, "slow") != (s.fsync > 0) {
+			t.Errorf("%s: with fsync %v; those with a slow disk are called slow", s.name, s.fsync)
+		}
+	}
+}
+
+// A publisher has as many messages in flight as its window says.
+func TestWindowIsFilled(t *testing.T) {
+	w := fanOut(v311, 1, 1)
+	w.window, w.lead = 1000, never/2
+	p := newPublisher(0, w)
+	p.c = &client{}
+	if p.fill(); p.inflight != 1000 {
+		t.Errorf("%d in flight after the first write, want 1000", p.inflight)
 	}
 }
 

@@ -25,6 +25,7 @@ import (
 // Errors of Publish.
 var (
 	ErrQuota        = errors.New("retained messages have no room (broker.max_retained)")
+	ErrDiskFull     = errors.New("disk is nearly full (storage.reserve)")
 	ErrInvalidTopic = errors.New("topic is not one that can be published to")
 	ErrInvalidQoS   = errors.New("QoS is none of 0, 1, 2")
 )
@@ -91,6 +92,7 @@ func New(cfg Config, db *storage.DB, log *slog.Logger, passed ...Socket) (_ *Bro
 		}
 	}()
 	b.plane = newPlane(&b.cfg, b.journal, log)
+	b.plane.space = db.Space()
 	rules, err := db.ACLRules(context.Background())
 	if err != nil {
 		return nil, fmt.Errorf("load access rules: %w", err)
@@ -125,6 +127,7 @@ func (b *Broker) Run(ctx context.Context) error {
 	var parts sync.WaitGroup
 	parts.Go(func() { _ = b.journal.Run(journalCtx) }) // returns nil only
 	parts.Go(func() { b.plane.load(journalCtx) })
+	parts.Go(func() { b.db.Space().Watch(journalCtx) })
 	for _, l := range b.listeners {
 		b.serving.Go(func() { b.accept(l) })
 	}
@@ -280,7 +283,7 @@ func (b *Broker) Listeners() []ListenerInfo {
 
 // Publish publishes a message. With QoS 1 or 2 it returns nil when what a
 // PUBACK means is true: every persistent session that shall get it has it
-// safely. It returns ErrInvalidTopic, ErrInvalidQoS, ErrQuota, or ctx's error
+// safely. It returns ErrInvalidTopic, ErrInvalidQoS, ErrQuota, ErrDiskFull, or ctx's error
 // when that ends first; the message may be delivered all the same then.
 func (b *Broker) Publish(ctx context.Context, m Message) error {
 	switch {
@@ -293,6 +296,10 @@ func (b *Broker) Publish(ctx context.Context, m Message) error {
 	if b.plane.fullFor(msg) {
 		b.plane.limit(limitRetained)
 		return ErrQuota
+	}
+	if _, refused := b.plane.refuses(b.plane.routesFor(m.Topic), msg); refused {
+		b.plane.limit(limitDisk)
+		return ErrDiskFull
 	}
 	var batch batch
 	done := make(chan struct{})
@@ -351,6 +358,7 @@ func (b *Broker) Stats() Stats {
 		NetworkIn: p.networkIn.Load(), NetworkOut: p.networkOut.Load(),
 		QueueMessages: p.queueMessages.Load(), QueueBytes: p.queueBytes.Load(),
 		Dropped: make(map[string]uint64, dropKinds), Limited: make(map[string]uint64, limitKinds), Journal: b.journal.Stats(),
+		Disk: p.space.Stats(),
 	}
 	for q := range 3 {
 		s.MessagesIn[q], s.MessagesOut[q] = p.messagesIn[q].Load(), p.messagesOut[q].Load()
@@ -392,6 +400,10 @@ func (b *Broker) Health() Health {
 	if why := b.plane.readError.Load(); why != nil {
 		h.Ready, h.Degraded = false, true
 		h.Reasons = append(h.Reasons, "storage: queues cannot be read, deliveries wait: "+*why)
+	}
+	if b.plane.space.Low() {
+		h.Degraded = true
+		h.Reasons = append(h.Reasons, "disk: nearly full, what would have to be stored is refused")
 	}
 	return h
 }

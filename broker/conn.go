@@ -402,6 +402,10 @@ func (c *conn) publish(first byte, body []byte, size int) error {
 		}
 	}
 	if f.qos == 0 {
+		if _, refused := p.refuses(st.routes, m); refused {
+			p.limit(limitDisk)
+			m.Retain = false // delivered, but not retained
+		}
 		var r receipt
 		p.route(c.sess, st.routes, m, &c.batch, &r)
 		if r.pub != nil {
@@ -409,8 +413,7 @@ func (c *conn) publish(first byte, body []byte, size int) error {
 		}
 		return nil
 	}
-	p.accept(c.sess, &c.acks, st.routes, m, f.packetID, &c.batch)
-	return nil
+	return p.accept(c.sess, &c.acks, st.routes, m, f.packetID, &c.batch)
 }
 
 // topicState returns what is known of a topic name, and checks it when it is

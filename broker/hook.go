@@ -64,6 +64,9 @@ func (h *hook) OnConnect(cl *mqtt.Client, _ packets.Packet) error {
 	case hello.expiry > 0 && !h.b.plane.mayOpen(hello.clientID):
 		h.b.plane.limit(limitSessions)
 		reason, text = reasonQuota, "there are as many persistent sessions as may be"
+	case hello.expiry > 0 && h.b.plane.noRoomFor(hello.clientID):
+		h.b.plane.limit(limitDisk)
+		reason, text = reasonQuota, "the disk is nearly full, and a new persistent session could not be stored"
 	case h.b.stopping.Load():
 		reason, text = reasonShuttingDown, reasonTexts[reasonShuttingDown]
 	}

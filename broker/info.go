@@ -78,6 +78,7 @@ type Stats struct {
 	QueueBytes    int64 // topic, payload and properties of those, bytes
 
 	Journal storage.JournalStats
+	Disk    storage.SpaceStats
 }
 
 // Packets returns how many PUBLISH packets came and went, at any QoS.

@@ -27,6 +27,7 @@ const (
 	limitSessions
 	limitRetained
 	limitLogins
+	limitDisk
 	limitKinds
 	noLimit = -1
 )
@@ -49,6 +50,7 @@ var limitNames = [limitKinds]string{
 	limitSessions:           "sessions",
 	limitRetained:           "retained",
 	limitLogins:             "logins",
+	limitDisk:               "disk",
 }
 
 // limitOf is the limit that a connection ended for, by the reason code.

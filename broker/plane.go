@@ -50,6 +50,7 @@ type plane struct {
 
 	acl      atomic.Pointer[acl]
 	stopping atomic.Bool
+	space    diskSpace
 
 	memory     memory
 	loads      loads
@@ -71,6 +72,7 @@ func newPlane(cfg *Config, journal *storage.Journal, log *slog.Logger) *plane {
 		log:      log,
 		journal:  journal,
 		now:      func() int64 { return time.Now().UnixMilli() },
+		space:    new(storage.Space), // which never is low
 		ids:      packetIDs,
 		block:    ceilingBlock,
 		groups:   make(map[string]*shareGroup),

@@ -130,8 +130,12 @@ func (d ticketDone) Committed() { d.t.release(d.p.told()) }
 
 // accept takes a PUBLISH of QoS 1 or 2 over from a client. m is only borrowed.
 // Its PUBACK or PUBREC leaves when every persistent session that shall get the
-// message has it safely, and the retained store where it is concerned.
-func (p *plane) accept(from *session, acks *ackQueue, rt *routes, m *storage.Message, id uint16, b *batch) {
+// message has it safely, and the retained store where it is concerned. An error
+// is to end the connection: the message was not taken over.
+func (p *plane) accept(from *session, acks *ackQueue, rt *routes, m *storage.Message, id uint16, b *batch) error {
+	if reason, refused := p.refuses(rt, m); refused {
+		return p.refuse(from, acks, m, id, reason, b)
+	}
 	r := receipt{acks: acks, kind: typePuback, id: id}
 	if fault(faultAckEarly) {
 		r.acks = &ackQueue{}
@@ -140,7 +144,7 @@ func (p *plane) accept(from *session, acks *ackQueue, rt *routes, m *storage.Mes
 		r.kind = typePubrec
 		in := from.receive(id, acks, b)
 		if in == nil {
-			return // the message was taken over before
+			return nil // the message was taken over before
 		}
 		t := r.ticket()
 		t.reason = rt.reason(m, from.version)
@@ -173,6 +177,7 @@ func (p *plane) accept(from *session, acks *ackQueue, rt *routes, m *storage.Mes
 	default:
 		r.t.release(b)
 	}
+	return nil
 }
 
 // publish routes a message that no client sent. m is owned by the plane from

@@ -51,6 +51,10 @@ type Config struct {
 	CommitDelay units.Duration `toml:"commit_delay"`
 	// RetainFlush is how long a retained QoS 0 message may be in RAM only.
 	RetainFlush units.Duration `toml:"retain_flush"`
+	// Reserve is the room on the file system of Dir, in bytes, below which
+	// nothing new is stored; at most an eighth of the file system is kept. 0: the
+	// disk is filled to its end.
+	Reserve units.Bytes `toml:"reserve"`
 	// CompactFrom is the size in bytes from which on a segment of the queues is
 	// written anew when little of it is needed; below 0, for tests, each is
 	// whenever something of it is not. It is no key of the file.
@@ -66,6 +70,7 @@ func DefaultConfig() Config {
 		Dir:         "/var/lib/penstock",
 		CommitDelay: units.Duration(20 * time.Millisecond),
 		RetainFlush: units.Duration(10 * time.Second),
+		Reserve:     32 << 20,
 		CompactFrom: 16 << 10, // less is not worth a row's rewriting
 	}
 }
@@ -81,6 +86,9 @@ func (c Config) Validate() error {
 	if d := c.RetainFlush.D(); d < 0 || d > time.Hour {
 		return fmt.Errorf("storage.retain_flush: %s is outside 0s to 1h", c.RetainFlush)
 	}
+	if c.Reserve > 1<<40 {
+		return fmt.Errorf("storage.reserve: %s is outside 0 to 1024GiB", c.Reserve)
+	}
 	return nil
 }
 
@@ -94,7 +102,8 @@ type DB struct {
 	// for it here is fairer than its busy handler, which sleeps and retries.
 	write *sql.DB
 	// read cannot write, whatever the statement.
-	read *sql.DB
+	read  *sql.DB
+	space *Space
 }
 
 // Open makes the data directory, opens penstock.db in it and migrates it to the
@@ -104,6 +113,7 @@ func Open(ctx context.Context, cfg Config, log *slog.Logger) (*DB, error) {
 	if err := cfg.Validate(); err != nil {
 		return nil, err
 	}
+	slowDisk()
 	dir, err := filepath.Abs(cfg.Dir)
 	if err != nil {
 		return nil, fmt.Errorf("resolve data directory: %w", err)
@@ -112,6 +122,7 @@ func Open(ctx context.Context, cfg Config, log *slog.Logger) (*DB, error) {
 		return nil, fmt.Errorf("make data directory: %w", err)
 	}
 	db := &DB{cfg: cfg, log: log, path: filepath.Join(dir, fileName)}
+	db.space = newSpace(db)
 	steps, err := embeddedMigrations()
 	if err != nil {
 		return nil, err

@@ -30,6 +30,7 @@ func (db *DB) NewJournal(log *slog.Logger) (*Journal, error) {
 	if err != nil {
 		return nil, err
 	}
+	db.space.look()
 	return NewJournal(&sqliteStore{db: db, torn: log.Error, lock: lock}, db.cfg, log), nil
 }
 
@@ -221,6 +222,7 @@ func (t *sqliteTx) Commit() error {
 		_ = t.Rollback() // closes the connection; the error that counts is the one above
 		return err
 	}
+	t.db.space.look()
 	return nil
 }
 

@@ -13,7 +13,7 @@ import (
 
 // diskOp is something that SQLite did to a file.
 type diskOp struct {
-	kind   byte // 'w' write, 't' truncate, 's' sync, 'd' delete
+	kind   byte // 'w' write, 't' truncate, 's' sync, 'd' delete, 'l' sync that failed
 	path   string
 	offset int64
 	data   []byte
@@ -28,6 +28,7 @@ var tape struct {
 	ops      []diskOp
 	failAt   int                                     // the operation that fails, from 1; 0: none
 	failWith int32                                   // SQLite's result code for it
+	closed   int                                     // how many files cannot be opened from that on
 	under    uintptr                                 // the VFS below
 	paths    map[uintptr]string                      // of open files
 	methods  map[uintptr]sqlite3.Tsqlite3_io_methods // of open files, those below
@@ -40,7 +41,7 @@ func recordDisk() {
 	installTape()
 	tape.Lock()
 	defer tape.Unlock()
-	tape.on, tape.ops, tape.failAt = true, nil, 0
+	tape.on, tape.ops, tape.failAt, tape.closed = true, nil, 0, 0
 }
 
 // failDisk has the nth operation from here on fail with a result code of
@@ -60,6 +61,9 @@ func note(op diskOp) (rc int32) {
 	}
 	tape.ops = append(tape.ops, op)
 	if len(tape.ops) == tape.failAt {
+		if op.kind == 's' {
+			tape.ops[len(tape.ops)-1].kind = 'l'
+		}
 		return tape.failWith
 	}
 	return 0
@@ -122,6 +126,11 @@ func function[F any](p uintptr) F {
 func tapeOpen(tls *libc.TLS, _, name, file uintptr, flags int32, out uintptr) int32 {
 	tape.Lock()
 	defer tape.Unlock()
+	if tape.on && tape.failAt > 0 && len(tape.ops) >= tape.failAt && tape.closed > 0 {
+		tape.closed--
+		(*sqlite3.Tsqlite3_file)(at(file)).FpMethods = 0
+		return sqlite3.SQLITE_CANTOPEN
+	}
 	rc := function[openFunc]((*sqlite3.Tsqlite3_vfs)(at(tape.under)).FxOpen)(tls, tape.under, name, file, flags, out)
 	f := (*sqlite3.Tsqlite3_file)(at(file))
 	if rc != 0 || name == 0 || f.FpMethods == 0 {
@@ -194,6 +203,8 @@ func (d *disk) do(op diskOp) {
 		for _, p := range d.pending[op.path] {
 			d.files[op.path] = applied(d.files[op.path], p)
 		}
+		delete(d.pending, op.path)
+	case 'l': // the kernel takes what it could not write for written, and forgets it
 		delete(d.pending, op.path)
 	case 'd':
 		delete(d.files, op.path)

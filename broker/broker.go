@@ -388,6 +388,10 @@ func (b *Broker) Health() Health {
 		h.Ready, h.Degraded = false, true
 		h.Reasons = append(h.Reasons, fmt.Sprintf("storage: a commit has been running for %d s, acknowledgements wait", int(j.Writing.Seconds())))
 	}
+	if w := b.journal.FlashWarning(); w != "" {
+		h.Degraded = true
+		h.Reasons = append(h.Reasons, w)
+	}
 	return h
 }
 

@@ -23,13 +23,7 @@ func TestFaultAtEachOperation(t *testing.T) {
 	const groups, each = 5, 3
 	work := func(t *testing.T, failAt int, with int32) (operations, failures int) {
 		installTape()
-		db, store := openStore(t)
-		if err := store.connect(); err != nil {
-			t.Fatal(err)
-		}
-		if _, err := store.conn.ExecContext(t.Context(), "PRAGMA wal_autocheckpoint=4"); err != nil {
-			t.Fatal(err)
-		}
+		db, store := openCounted(t, func(c *Config) { c.WALPages = 4 })
 		j := newTestJournal(t, store, testState{})
 		j.Change(func(tx Tx) error { return tx.PutSession(Session{ID: 1, ClientID: "c"}) }, nil)
 		failDisk(failAt, with)
@@ -54,6 +48,7 @@ func TestFaultAtEachOperation(t *testing.T) {
 					}
 				}
 			}
+			moveLog(store.checkpoints)
 			for i, c := range claims {
 				if c.told != 1 {
 					t.Fatalf("delivery %d: told %d times, want once", i, c.told)

@@ -196,7 +196,8 @@ type Journal struct {
 	state       State
 	commitDelay time.Duration
 	retainFlush time.Duration
-	compactFrom int // bytes
+	compactFrom int         // bytes
+	flash       *flashMeter // nil over other stores than SQLite
 
 	commitMu sync.Mutex // held while a group is written; guards group, nextSeg, body
 	group    group      // the group that is being written; kept and tried again when that fails
@@ -402,7 +403,7 @@ func (j *Journal) MarkProgress(id SessionID, done Waiter) {
 		j.urgent = append(j.urgent, done)
 		j.schedule(j.commitDelay)
 	} else {
-		j.schedule(lazyDelay)
+		j.schedule(j.stretched(lazyDelay))
 	}
 	j.mu.Unlock()
 }
@@ -412,8 +413,9 @@ func (j *Journal) MarkProgress(id SessionID, done Waiter) {
 func (j *Journal) MarkRetained(topic string) {
 	j.mu.Lock()
 	if _, ok := j.lazy[topic]; !ok {
-		j.lazy[topic] = time.Now().Add(j.retainFlush)
-		j.schedule(j.retainFlush)
+		flush := j.stretched(j.retainFlush)
+		j.lazy[topic] = time.Now().Add(flush)
+		j.schedule(flush)
 	}
 	j.mu.Unlock()
 }
@@ -432,7 +434,7 @@ func (j *Journal) HurryRetained(topic string) {
 func (j *Journal) drop(segment int64) {
 	j.mu.Lock()
 	j.drops = append(j.drops, segment)
-	j.schedule(lazyDelay)
+	j.schedule(j.stretched(lazyDelay))
 	j.mu.Unlock()
 }
 
@@ -444,7 +446,7 @@ func (j *Journal) shrink(s *Segment) {
 		return // it is among them already
 	}
 	j.pinned = append(j.pinned, s)
-	j.schedule(lazyDelay)
+	j.schedule(j.stretched(lazyDelay))
 }
 
 // schedule makes the next commit start within d. j.mu is held.
@@ -612,7 +614,7 @@ func (j *Journal) take() {
 	n := min(len(j.pinned), compactBatch)
 	g.pinned = append(g.pinned[:0], j.pinned[:n]...)
 	if j.pinned = j.pinned[n:]; len(j.pinned) > 0 {
-		next = now.Add(lazyDelay)
+		next = now.Add(j.stretched(lazyDelay))
 	} else {
 		j.pinned = nil
 	}

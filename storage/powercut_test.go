@@ -2,6 +2,7 @@ package storage
 
 import (
 	"context"
+	"database/sql"
 	"errors"
 	"fmt"
 	"log/slog"
@@ -39,16 +40,20 @@ type promises struct {
 func workload(t *testing.T, seed uint64, commits int, pragmas ...string) (ops []diskOp, p promises) {
 	t.Helper()
 	recordDisk()
-	_, store := openStore(t)
-	if err := store.connect(); err != nil {
+	// Small logs, so that a run has many checkpoints.
+	_, store := openCounted(t, func(c *Config) { c.WALPages = 16 })
+	store.checkpoints.mu.Lock()
+	if err := errors.Join(store.connect(), store.checkpoints.connect()); err != nil {
 		t.Fatal(err)
 	}
-	// Small logs, so that a run has many checkpoints.
-	for _, q := range append(pragmas, "PRAGMA wal_autocheckpoint=16") {
-		if _, err := store.conn.ExecContext(t.Context(), q); err != nil {
-			t.Fatal(err)
+	for _, conn := range []*sql.Conn{store.conn, store.checkpoints.conn} {
+		for _, q := range pragmas {
+			if _, err := conn.ExecContext(t.Context(), q); err != nil {
+				t.Fatal(err)
+			}
 		}
 	}
+	store.checkpoints.mu.Unlock()
 	rng := rand.New(rand.NewPCG(seed, 2))
 	state := &cutState{retained: map[string]*Message{}}
 	j := newTestJournal(t, store, state)
@@ -79,6 +84,10 @@ func workload(t *testing.T, seed uint64, commits int, pragmas ...string) (ops []
 			t.Fatal(err)
 		}
 		now := recorded()
+		// A checkpoint comes now, or is late, and then a commit does it.
+		if rng.IntN(4) > 0 {
+			moveLog(store.checkpoints)
+		}
 		for i := firstDelivery; i < len(p.deliveries); i++ {
 			p.deliveries[i].from = now
 		}

@@ -45,6 +45,7 @@ func TestConfigValidate(t *testing.T) {
 	}{
 		{"storage.dir", func(c *Config) { c.Dir = "" }},
 		{"storage.commit_delay", func(c *Config) { c.CommitDelay.UnmarshalText([]byte("2s")) }},
+		{"storage.daily_budget", func(c *Config) { c.DailyBudget = 1000 }},
 		{"storage.retain_flush", func(c *Config) { c.RetainFlush.UnmarshalText([]byte("2h")) }},
 	} {
 		c := DefaultConfig()

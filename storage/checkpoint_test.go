@@ -1,0 +1,260 @@
+package storage
+
+import (
+	"bytes"
+	"log/slog"
+	"os"
+	"path/filepath"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+)
+
+// put commits one group of about pages pages.
+func put(t testing.TB, s *sqliteStore, id int64, pages int) {
+	t.Helper()
+	tx, err := s.Begin()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := tx.PutSegment(StoredSegment{ID: id, Body: make([]byte, pages*4096)}); err != nil {
+		t.Fatal(err)
+	}
+	if err := tx.Commit(); err != nil {
+		t.Fatal(err)
+	}
+}
+
+func logPages(t testing.TB, db *DB) uint32 {
+	t.Helper()
+	h, ok := db.flash.header()
+	if !ok {
+		t.Fatal("no log header")
+	}
+	return h.frames
+}
+
+// While the goroutine that moves the log hangs in writing to the database, commits
+// go on, up to the bound of the log.
+func TestCommitDoesNotWaitForCheckpoint(t *testing.T) {
+	installTape()
+	_, s := openCounted(t, func(c *Config) { c.WALPages = 100 })
+	entered, release := make(chan struct{}), make(chan struct{})
+	once, free := sync.OnceFunc(func() { close(entered) }), sync.OnceFunc(func() { close(release) })
+	hold(func(kind byte, path string) {
+		if kind == 'w' && strings.HasSuffix(path, fileName) {
+			once()
+			<-release
+		}
+	})
+	defer hold(nil)
+	t.Cleanup(free) // before the store is closed
+	s.checkpoints.start()
+	id := int64(0)
+	for range 12 { // 120 pages
+		id++
+		put(t, s, id, 10)
+	}
+	<-entered
+	for range 15 { // 150 more, below the bound of 400
+		id++
+		put(t, s, id, 10)
+	}
+	if got := logPages(t, s.db); got < 250 {
+		t.Errorf("the log has %d pages, want all that was written since", got)
+	}
+}
+
+// Where nobody moves the log meanwhile, or not fast enough, commits do at the
+// bound; and then the log begins anew.
+func TestLogIsBounded(t *testing.T) {
+	db, s := openCounted(t, func(c *Config) { c.WALPages = 100 })
+	longest := uint32(0)
+	for i := range int64(300) {
+		put(t, s, i+1, 5)
+		longest = max(longest, logPages(t, db))
+	}
+	if longest < 4*100 || longest > 4*100+20 {
+		t.Errorf("the log grew to %d pages, want the bound of 400", longest)
+	}
+}
+
+// Where a goroutine moves the log, it begins anew near the length from which on
+// it is moved, though commits never pause.
+func TestLogBeginsAnew(t *testing.T) {
+	db, s := openCounted(t, func(c *Config) { c.WALPages = 100 })
+	longest := uint32(0)
+	for i := range int64(300) {
+		put(t, s, i+1, 3)
+		longest = max(longest, logPages(t, db))
+		if i%3 == 0 { // it is slower than commits are
+			moveLog(s.checkpoints)
+		}
+	}
+	if longest < 100 || longest > 150 {
+		t.Errorf("the log grew to %d pages, want little more than 100", longest)
+	}
+}
+
+// Who reads an old state, as a backup does, holds up nobody. The log grows
+// meanwhile, which is said once, and is cut when it is over.
+func TestReaderHoldsLogNotCommits(t *testing.T) {
+	var text bytes.Buffer
+	db, s := openCounted(t, func(c *Config) { c.WALPages = 50 })
+	s.checkpoints.log = slog.New(slog.NewTextHandler(&text, nil))
+	put(t, s, 1, 1)
+	reader, err := db.read.Conn(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer reader.Close()
+	if _, err := reader.ExecContext(t.Context(), "BEGIN; SELECT count(*) FROM segment"); err != nil {
+		t.Fatal(err)
+	}
+	id := int64(1)
+	start := time.Now()
+	for range 100 {
+		id++
+		put(t, s, id, 5)
+		moveLog(s.checkpoints)
+	}
+	if took := time.Since(start); took > 4*time.Second {
+		t.Errorf("commits took %s: they wait for the reader", took)
+	}
+	if got := logPages(t, db); got < 500 {
+		t.Errorf("the log has %d pages, though somebody reads what was before them", got)
+	}
+	if got := strings.Count(text.String(), "write-ahead log grows"); got != 1 {
+		t.Errorf("it was said %d times that the log grows, want once:\n%s", got, &text)
+	}
+	if _, err := reader.ExecContext(t.Context(), "ROLLBACK"); err != nil {
+		t.Fatal(err)
+	}
+	for range 30 {
+		id++
+		put(t, s, id, 1)
+		moveLog(s.checkpoints)
+	}
+	if got := logPages(t, db); got > 50 {
+		t.Errorf("the log has %d pages after the reader has gone", got)
+	}
+	if size := logSize(t, db); size > walSizeLimit(50) {
+		t.Errorf("its file still has %d bytes, want %d", size, walSizeLimit(50))
+	}
+}
+
+func logSize(t testing.TB, db *DB) int64 {
+	t.Helper()
+	info, err := os.Stat(db.path + "-wal")
+	if err != nil {
+		t.Fatal(err)
+	}
+	return info.Size()
+}
+
+// A file that is too large is cut when nobody commits, and left alone before.
+func TestIdleLogIsCut(t *testing.T) {
+	db, s := openCounted(t, func(c *Config) { c.WALPages = 50 })
+	for i := range int64(25) {
+		put(t, s, i+1, 4)
+	}
+	if size := logSize(t, db); size <= walSizeLimit(50) {
+		t.Fatalf("the file has %d bytes, too few for this test", size)
+	}
+	if later := s.checkpoints.shrink(); !later || logSize(t, db) == 0 {
+		t.Error("the file was cut while there were commits")
+	}
+	s.checkpoints.last.Store(int64(time.Since(s.checkpoints.began) - walIdle))
+	if later := s.checkpoints.shrink(); later || logSize(t, db) != 0 {
+		t.Errorf("the file has %d bytes when nobody has committed for a minute", logSize(t, db))
+	}
+}
+
+// A log that was left by a kill is moved with the first commits of the next
+// start.
+func TestLogOfLastTimeIsMoved(t *testing.T) {
+	db, s := openCounted(t, func(c *Config) { c.WALPages = 1000 })
+	for i := range int64(60) {
+		put(t, s, i+1, 4)
+	}
+	cfg := db.cfg
+	cfg.Dir, cfg.WALPages = t.TempDir(), 50
+	for _, suffix := range []string{"", "-wal"} { // as a kill leaves them
+		b, err := os.ReadFile(db.path + suffix)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if err := os.WriteFile(filepath.Join(cfg.Dir, fileName+suffix), b, 0o600); err != nil {
+			t.Fatal(err)
+		}
+	}
+	db, s = reopenCounted(t, cfg)
+	if got := logPages(t, db); got < 240 {
+		t.Fatalf("the log has %d pages, too few for this test", got)
+	}
+	put(t, s, 1000, 1)
+	moveLog(s.checkpoints)
+	put(t, s, 1001, 1)
+	if got := logPages(t, db); got > 10 {
+		t.Errorf("the log has %d pages, want a new one", got)
+	}
+}
+
+// The Journal of a database moves the log by itself, and its end ends that.
+func TestJournalMovesLog(t *testing.T) {
+	cfg := DefaultConfig()
+	cfg.Dir, cfg.WALPages = t.TempDir(), 20
+	log := slog.New(slog.DiscardHandler)
+	db, err := Open(t.Context(), cfg, log)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer db.Close()
+	j, err := db.NewJournal(log)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer j.Close()
+	if _, _, err := j.Load(); err != nil {
+		t.Fatal(err)
+	}
+	j.Attach(testState{})
+	for i := int64(1); ; i++ {
+		j.Change(func(tx Tx) error { return tx.PutSegment(StoredSegment{ID: i, Body: make([]byte, 8000)}) }, nil)
+		if err := j.Commit(); err != nil {
+			t.Fatal(err)
+		}
+		if db.Flash().Total["checkpoint"] > 0 {
+			break
+		}
+		if i > 100_000 {
+			t.Fatal("the log is never moved")
+		}
+	}
+}
+
+// A checkpoint that fails costs nobody anything, and is said once.
+func TestCheckpointFails(t *testing.T) {
+	var text bytes.Buffer
+	db, s := openCounted(t, func(c *Config) { c.WALPages = 20 })
+	s.checkpoints.log = slog.New(slog.NewTextHandler(&text, nil))
+	for i := range int64(10) {
+		put(t, s, i+1, 4)
+	}
+	s.checkpoints.mu.Lock()
+	for range 3 {
+		s.checkpoints.pass("(")
+	}
+	s.checkpoints.mu.Unlock()
+	if got := strings.Count(text.String(), "checkpoint failed"); got != 1 {
+		t.Errorf("it was said %d times, want once:\n%s", got, &text)
+	}
+	for i := range int64(40) {
+		put(t, s, i+100, 4)
+		moveLog(s.checkpoints)
+	}
+	if got := logPages(t, db); got > 40 {
+		t.Errorf("the log has %d pages after it works again", got)
+	}
+}

@@ -30,6 +30,7 @@ type statusJSON struct {
 
 	Queue   queueJSON   `json:"queue"`
 	Journal journalJSON `json:"journal"`
+	Flash   flashJSON   `json:"flash"`
 	Panel   *panelJSON  `json:"panel"` // null without LEDs
 }
 
@@ -100,6 +101,7 @@ func (s *Server) status() statusJSON {
 			Failing:              st.Journal.Failing,
 		},
 	}
+	j.Flash = newFlashJSON(s.deps.DB.Flash(), s.wear())
 	for _, l := range s.deps.Broker.Listeners() {
 		j.Listeners = append(j.Listeners, listenerJSON{l.Name, l.Protocol, l.Addr.String(), l.Connections})
 	}

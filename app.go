@@ -246,7 +246,7 @@ func (a *App) startHealth() {
 			packets := a.broker.Stats().Packets()
 			a.board.Set(hw.Traffic, packets != moved)
 			moved = packets
-			h := a.health()
+			h := a.wear.note(a.broker.Health())
 			storageFault, degraded := severity(h)
 			a.board.Set(hw.StorageFault, storageFault)
 			a.board.Set(hw.Degraded, degraded)

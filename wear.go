@@ -67,12 +67,11 @@ func (a *App) startWear() {
 	}, nil)
 }
 
-// health is the broker's, and what else needs attention.
-func (a *App) health() broker.Health {
-	h := a.broker.Health()
-	if w := a.wear.get().Warning; w != "" {
+// note adds to the broker's health that the flash needs attention.
+func (w *wear) note(h broker.Health) broker.Health {
+	if warning := w.get().Warning; warning != "" {
 		h.Degraded = true
-		h.Reasons = append(h.Reasons, w)
+		h.Reasons = append(h.Reasons, warning)
 	}
 	return h
 }

@@ -12,6 +12,8 @@ import (
 	"time"
 
 	"golang.org/x/sys/unix"
+
+	"penstock/broker"
 )
 
 // What the flash says is logged when it changes; that it is near its end, once a
@@ -52,10 +54,16 @@ func TestWearIsLogged(t *testing.T) {
 		life("0x01 0x01\n")
 		check("new", "flash says its age", 1)
 		check("again", "flash says its age", 1)
+		if h := w.note(broker.Health{Ready: true}); h.Degraded || len(h.Reasons) > 0 {
+			t.Errorf("a new flash makes it %+v", h)
+		}
 		life("0x09 0x01\n")
 		check("old", "flash is near its end", 1)
 		if got := w.get(); got.Used != 90 || got.Warning == "" {
 			t.Errorf("got %+v, want 90 %% and a warning", got)
+		}
+		if h := w.note(broker.Health{Ready: true}); !h.Ready || !h.Degraded || len(h.Reasons) != 1 {
+			t.Errorf("an old flash makes it %+v", h)
 		}
 		time.Sleep(23 * time.Hour)
 		check("on the same day", "flash is near its end", 1)

@@ -30,8 +30,7 @@ func TestFlashJSON(t *testing.T) {
 	}
 }
 
-// A flash near its end is a reason to look, and none to send clients elsewhere.
-// Of one that says nothing there is no number.
+// Of a flash that says nothing there is no number.
 func TestWearMetrics(t *testing.T) {
 	for _, tt := range []struct {
 		name       string

@@ -2,9 +2,11 @@ package storage
 
 import (
 	"bytes"
+	"encoding/binary"
 	"log/slog"
 	"os"
 	"path/filepath"
+	"runtime"
 	"strings"
 	"sync"
 	"testing"
@@ -81,19 +83,59 @@ func TestLogIsBounded(t *testing.T) {
 }
 
 // Where a goroutine moves the log, it begins anew near the length from which on
-// it is moved, though commits never pause.
+// it is moved, though commits never pause: there is always one that comes while
+// the others are moved.
 func TestLogBeginsAnew(t *testing.T) {
+	installTape()
 	db, s := openCounted(t, func(c *Config) { c.WALPages = 100 })
-	longest := uint32(0)
-	for i := range int64(300) {
-		put(t, s, i+1, 3)
+	longest, id, during := uint32(0), int64(0), false
+	commit := func() {
+		id++
+		put(t, s, id, 3)
 		longest = max(longest, logPages(t, db))
-		if i%3 == 0 { // it is slower than commits are
-			moveLog(s.checkpoints)
+	}
+	hold(func(kind byte, path string) {
+		if during && longest < 300 && kind == 'w' && strings.HasSuffix(path, fileName) {
+			during = false
+			commit()
 		}
+	})
+	defer hold(nil)
+	for range 300 {
+		commit()
+		during = true
+		moveLog(s.checkpoints)
+		during = false
 	}
 	if longest < 100 || longest > 150 {
 		t.Errorf("the log grew to %d pages, want little more than 100", longest)
+	}
+}
+
+// The page numbers in the index are those in the log, also where they go on in
+// the index's second and third block.
+func TestLogPageNumbers(t *testing.T) {
+	db, s := openCounted(t, func(c *Config) { c.WALPages = 10000 })
+	put(t, s, 1, 3)
+	put(t, s, 2, 9000)
+	h, ok := db.flash.header()
+	if !ok || h.frames < 9000 {
+		t.Fatalf("the log has %d pages, too few for this test", h.frames)
+	}
+	text, err := os.ReadFile(db.path + "-wal")
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, from := range []uint32{0, 2, 4061, 4062, 5000, 8158} {
+		got := db.flash.index.pages(from, h.frames)
+		if len(got) != int(h.frames-from) {
+			t.Fatalf("%d page numbers from %d on, want %d", len(got), from, h.frames-from)
+		}
+		for i, n := range got {
+			if want := binary.BigEndian.Uint32(text[h.end(from+uint32(i)):]); n != want {
+				t.Fatalf("frame %d has page %d in the index, and %d in the log", from+uint32(i), n, want)
+			}
+		}
 	}
 }
 
@@ -204,7 +246,7 @@ func TestLogOfLastTimeIsMoved(t *testing.T) {
 // The Journal of a database moves the log by itself, and its end ends that.
 func TestJournalMovesLog(t *testing.T) {
 	cfg := DefaultConfig()
-	cfg.Dir, cfg.WALPages = t.TempDir(), 20
+	cfg.Dir, cfg.WALPages = t.TempDir(), 100
 	log := slog.New(slog.DiscardHandler)
 	db, err := Open(t.Context(), cfg, log)
 	if err != nil {
@@ -220,15 +262,14 @@ func TestJournalMovesLog(t *testing.T) {
 		t.Fatal(err)
 	}
 	j.Attach(testState{})
-	for i := int64(1); ; i++ {
+	for i := int64(1); logPages(t, db) < 110; i++ { // too few for a commit to do it
 		j.Change(func(tx Tx) error { return tx.PutSegment(StoredSegment{ID: i, Body: make([]byte, 8000)}) }, nil)
 		if err := j.Commit(); err != nil {
 			t.Fatal(err)
 		}
-		if db.Flash().Total["checkpoint"] > 0 {
-			break
-		}
-		if i > 100_000 {
+	}
+	for end := time.Now().Add(30 * time.Second); db.Flash().Total["checkpoint"] == 0; runtime.Gosched() {
+		if time.Now().After(end) {
 			t.Fatal("the log is never moved")
 		}
 	}

@@ -137,7 +137,7 @@ func TestFlashCountIsWhatIsWritten(t *testing.T) {
 	near := func(what string, got, want uint64) {
 		t.Helper()
 		t.Logf("%s: counted %d, recorded %d", what, got, want)
-		if want == 0 || max(got, want)-min(got, want) > want/100 {
+		if want == 0 || max(got, want)-min(got, want) > want/1000 {
 			t.Errorf("%s: counted %d bytes, recorded %d", what, got, want)
 		}
 	}

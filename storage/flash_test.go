@@ -229,6 +229,35 @@ func TestFlashCountIsKept(t *testing.T) {
 	}
 }
 
+// What a stop writes is counted too, but for the little that is written when the
+// counts are safe.
+func TestFlashCountOfAStop(t *testing.T) {
+	installTape()
+	db, s := openCounted(t, nil)
+	cfg := db.cfg
+	traffic(t, s, 1, 1)
+	before := db.Flash().Total
+	recordDisk()
+	traffic(t, s, 2, 300)
+	if err := s.Close(); err != nil {
+		t.Fatal(err)
+	}
+	if err := db.Close(); err != nil {
+		t.Fatal(err)
+	}
+	written := blocksWritten(stopRecording())
+	db, _ = reopenCounted(t, cfg)
+	got := uint64(0)
+	for name, n := range db.Flash().Total {
+		got += n - before[name]
+	}
+	if want := written["db"] + written["wal"]; got > want || want-got > 40<<10 {
+		t.Errorf("%d bytes are counted after a stop, %d were written", got, want)
+	} else {
+		t.Logf("%d bytes of %d are not counted", want-got, want)
+	}
+}
+
 // Days of a clock that is plainly wrong are counted together, and apart from
 // those of a clock that may be right; the average is over whole days.
 func TestFlashDays(t *testing.T) {

@@ -87,6 +87,7 @@ func (s *sqliteStore) connect() error {
 // Close closes the store's connection and gives the directory's lock back.
 func (s *sqliteStore) Close() error {
 	err := s.checkpoints.close()
+	s.checkpoints = nil
 	s.saveFlash()
 	return errors.Join(err, s.disconnect(), s.lock.Close())
 }

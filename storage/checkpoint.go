@@ -10,6 +10,9 @@ import (
 	"sync"
 	"sync/atomic"
 	"time"
+
+	"modernc.org/sqlite"
+	sqlite3 "modernc.org/sqlite/lib"
 )
 
 const (
@@ -51,10 +54,11 @@ type checkpoints struct {
 	last   atomic.Int64  // when the last commit was, after began
 	passed atomic.Uint32 // how long the log was when the last checkpoint had ended, pages
 
-	mu    sync.Mutex // held while a checkpoint runs
-	pool  *sql.DB
-	conn  *sql.Conn
-	fails bool // the last one has failed, which was said
+	fails atomic.Bool // the last checkpoint has failed, which was said
+
+	mu   sync.Mutex // held while a checkpoint runs
+	pool *sql.DB
+	conn *sql.Conn
 
 	next uint32  // of the journal's goroutine: how long the log has to be for the next try between two commits
 	salt [8]byte // the round of the log that next is about
@@ -98,14 +102,14 @@ func (c *checkpoints) work() {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	c.pass("PASSIVE")
-	if h, ok := c.db.flash.header(); !ok || h.rest() == 0 || c.fails {
+	if h, ok := c.db.flash.header(); !ok || h.rest() == 0 || c.fails.Load() {
 		return
 	}
 	// SQLite syncs the database only when all of the log is in it, and leaves
 	// that to whoever moves the last pages: the journal, between two commits.
 	// That shall find little that is not written yet.
 	if err := c.sync(); err != nil {
-		c.log.Warn("database could not be synced ahead", "err", err) // SQLite will, or say why not
+		c.failed(fmt.Errorf("sync database: %w", err), true)
 	}
 }
 
@@ -145,12 +149,17 @@ func (c *checkpoints) committed(h walHeader) {
 	}
 }
 
-// hurry has the goroutine do a checkpoint. After a commit that failed it may
-// make room: a log that begins anew needs none on a full disk.
-func (c *checkpoints) hurry() {
-	if c == nil {
-		return
+// commitFailed is called by the journal's goroutine after a commit that failed. A
+// checkpoint may make room: a log that begins anew needs none on a full disk. One
+// that has failed as well is not tried with each commit.
+func (c *checkpoints) commitFailed() {
+	if c != nil && !c.fails.Load() {
+		c.hurry()
 	}
+}
+
+// hurry has the goroutine do a checkpoint.
+func (c *checkpoints) hurry() {
 	select {
 	case c.wake <- struct{}{}:
 	default:
@@ -183,7 +192,7 @@ func (c *checkpoints) between() {
 		return
 	}
 	c.pass("PASSIVE")
-	fails := c.fails
+	fails := c.fails.Load()
 	c.mu.Unlock()
 	c.next = h.frames + c.little()
 	if h, _ := c.db.flash.header(); bound && h.rest() > 0 && !fails && !c.held {
@@ -205,15 +214,25 @@ func (c *checkpoints) pass(mode string) {
 		c.passed.Store(h.frames)
 	}
 	if err == nil {
-		c.fails = false
+		c.fails.Store(false)
 		return
 	}
-	if !c.fails {
-		// Nothing is lost by it: what is not moved stays in the log.
+	var se *sqlite.Error
+	c.failed(err, errors.As(err, &se) && se.Code()&0xFF == sqlite3.SQLITE_IOERR)
+	_ = c.disconnect() // the error that counts is the one above
+}
+
+// failed notes that a checkpoint has failed; io means that the disk has. Nothing
+// is lost by it: what is not moved stays in the log.
+func (c *checkpoints) failed(err error, io bool) {
+	if !c.fails.Swap(true) {
 		c.log.Warn("checkpoint failed, the write-ahead log grows", "err", err)
 	}
-	c.fails = true
-	_ = c.disconnect() // the error that counts is the one above
+	if io {
+		if err := c.db.flash.moveAgain(); err != nil {
+			c.log.Error("write-ahead log cannot be moved again", "err", err)
+		}
+	}
 }
 
 // shrink cuts the file of the log if it is too large and nobody commits. It

@@ -3,6 +3,7 @@ package storage
 import (
 	"bytes"
 	"encoding/binary"
+	"errors"
 	"log/slog"
 	"os"
 	"path/filepath"
@@ -297,5 +298,80 @@ func TestCheckpointFails(t *testing.T) {
 	}
 	if got := logPages(t, db); got > 40 {
 		t.Errorf("the log has %d pages after it works again", got)
+	}
+}
+
+// After the disk has failed in a sync, all of the log is moved again: what was
+// moved before may not be on the disk, whatever the next sync says.
+func TestLogIsMovedAgainAfterFailedSync(t *testing.T) {
+	installTape()
+	for _, tt := range []struct {
+		name string
+		fail func(*checkpoints) (mend func())
+	}{
+		{"the sync ahead", func(c *checkpoints) func() {
+			ahead := c.sync
+			c.sync = func() error { return errors.New("EIO") }
+			return func() { c.sync = ahead }
+		}},
+		{"the sync of the last pages", func(c *checkpoints) func() {
+			tape.Lock()
+			tape.on, tape.ops, tape.failSync = true, nil, fileName
+			tape.Unlock()
+			return func() { tape.Lock(); tape.failSync = ""; tape.Unlock() }
+		}},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			db, s := openCounted(t, func(c *Config) { c.WALPages = 100 })
+			during := false
+			hold(func(kind byte, path string) {
+				if during && kind == 'w' && strings.HasSuffix(path, fileName) {
+					during = false
+					put(t, s, 1000, 3) // so that the pass does not reach the end
+				}
+			})
+			defer hold(nil)
+			for i := int64(1); logPages(t, db) < 110; i++ {
+				put(t, s, i, 3)
+			}
+			if strings.Contains(tt.name, "last") {
+				during = true
+				s.checkpoints.work() // without fault, and not to the end
+				if h, _ := db.flash.header(); h.backfilled == 0 || h.rest() == 0 {
+					t.Fatalf("%d of %d pages are moved, want some", h.backfilled, h.frames)
+				}
+			}
+			mend := tt.fail(s.checkpoints)
+			during = tt.name == "the sync ahead"
+			s.checkpoints.work()
+			mend()
+			h, _ := db.flash.header()
+			if h.backfilled != 0 || h.frames < 110 {
+				t.Errorf("%d of %d pages count as moved", h.backfilled, h.frames)
+			}
+			want := map[uint32]bool{}
+			for _, n := range db.flash.index.pages(0, h.frames) {
+				want[n] = true
+			}
+			recordDisk()
+			s.checkpoints.work()
+			put(t, s, 2000, 1)
+			pages := 0
+			for _, op := range stopRecording() {
+				if op.kind == 'w' && strings.HasSuffix(op.path, fileName) {
+					pages++
+				}
+			}
+			if pages != len(want) {
+				t.Errorf("%d pages were moved again, want all %d", pages, len(want))
+			}
+			if got := logPages(t, db); got > 20 {
+				t.Errorf("the log has %d pages, want a new one", got)
+			}
+			var result string
+			if err := db.read.QueryRowContext(t.Context(), "PRAGMA integrity_check").Scan(&result); err != nil || result != "ok" {
+				t.Errorf("integrity: %s, %v", result, err)
+			}
+		})
 	}
 }

@@ -356,6 +356,13 @@ func (m *flashMeter) syncDatabase() error {
 	return index.sync()
 }
 
+// moveAgain has the next checkpoint move all of the log: see walIndex.
+func (m *flashMeter) moveAgain() error {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	return m.index.moveAgain()
+}
+
 // checkpoint does a checkpoint and counts the pages that it moves: each once, in
 // however many frames of the log it is.
 func (m *flashMeter) checkpoint(do func() error) error {

@@ -226,7 +226,7 @@ func (t *sqliteTx) Commit() error {
 	}
 	if err != nil {
 		_ = t.Rollback() // closes the connection; the error that counts is the one above
-		t.checkpoints.hurry()
+		t.checkpoints.commitFailed()
 		return err
 	}
 	t.committed()

@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"math/rand/v2"
 	"slices"
+	"strings"
 	"sync"
 	"unsafe"
 
@@ -28,6 +29,7 @@ var tape struct {
 	ops      []diskOp
 	failAt   int                                     // the operation that fails, from 1; 0: none
 	failWith int32                                   // SQLite's result code for it
+	failSync string                                  // syncs of files whose name ends so fail; empty: none
 	before   func(kind byte, path string)            // called before an operation; it may block
 	under    uintptr                                 // the VFS below
 	paths    map[uintptr]string                      // of open files
@@ -194,6 +196,9 @@ func tapeSync(tls *libc.TLS, file uintptr, flags int32) int32 {
 	wait('s', file)
 	tape.Lock()
 	rc, below := note(diskOp{kind: 's', path: tape.paths[file]}), tape.methods[file].FxSync
+	if tape.failSync != "" && strings.HasSuffix(tape.paths[file], tape.failSync) {
+		rc = sqlite3.SQLITE_IOERR_FSYNC
+	}
 	tape.Unlock() // a sync of one file must not hold up another
 	if rc != 0 {
 		return rc

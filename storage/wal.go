@@ -21,6 +21,7 @@ const (
 	frameHeaderBytes = 24 // before each page in it
 	indexHeaderBytes = 48 // of the index: there are two copies
 	indexInfoBytes   = 136
+	indexBackfillAt  = 96       // how many frames are in the database
 	indexBlockBytes  = 32 << 10 // of page numbers, and of a hash table that we don't need
 	indexBlockFrames = 4096
 	firstBlockFrames = indexBlockFrames - indexInfoBytes/4
@@ -46,7 +47,7 @@ type walIndex struct{ file, database *os.File }
 // openWALIndex opens the index of the database at path, which must be open in
 // this process.
 func openWALIndex(path string) (*walIndex, error) {
-	f, err := os.Open(path + "-shm")
+	f, err := os.OpenFile(path+"-shm", os.O_RDWR, 0)
 	if err != nil {
 		return nil, err
 	}
@@ -73,6 +74,20 @@ func (w *walIndex) sync() error {
 	return w.database.Sync()
 }
 
+// moveAgain has the next checkpoint move all of the log. A checkpoint that does
+// not reach the end of the log notes what it has moved without a sync; and the
+// kernel, after a sync that failed, takes for written what it could not write, so
+// that the next sync succeeds. Then the log would begin anew over pages that are
+// nowhere else. A start after a crash does the same. Nobody else makes
+// checkpoints, or the number could be another one by now.
+func (w *walIndex) moveAgain() error {
+	if w == nil {
+		return nil
+	}
+	_, err := w.file.WriteAt(make([]byte, 4), indexBackfillAt)
+	return err
+}
+
 // header returns the header; ok is false if there is none to read just now.
 func (w *walIndex) header() (h walHeader, ok bool) {
 	if w == nil {
@@ -92,7 +107,7 @@ func (w *walIndex) header() (h walHeader, ok bool) {
 		}
 		h.frames = binary.NativeEndian.Uint32(b[16:])
 		h.salt = [8]byte(b[32:])
-		h.backfilled = binary.NativeEndian.Uint32(b[96:])
+		h.backfilled = binary.NativeEndian.Uint32(b[indexBackfillAt:])
 		return h, b[12] != 0 && h.pageSize >= 512 // it is initialised
 	}
 	return h, false

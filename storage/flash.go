@@ -2,12 +2,17 @@ package storage
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"log/slog"
 	"os"
+	"slices"
 	"sync"
 	"sync/atomic"
 	"time"
+
+	"modernc.org/sqlite"
+	sqlite3 "modernc.org/sqlite/lib"
 
 	"penstock/internal/units"
 )
@@ -154,61 +159,76 @@ type flashMeter struct {
 
 	stretch atomic.Int64 // by how much writes that can wait are put off, in thousandths
 
-	mu      sync.Mutex
-	index   *walIndex // nil before start
-	seen    walHeader // what has been counted of the log
-	open    bool      // the Journal has a transaction open
-	rows    map[int64]*flashRow
-	gone    []int64 // days to be deleted
-	saved   time.Time
-	day     int64     // the running one
-	began   time.Time // the running day, as far as we have seen it, if it is unknownDay
-	base    flashBytes
-	overDay int64 // the last day of which was said that its budget is used up
-	over    bool
+	mu    sync.Mutex
+	index *walIndex // nil before start
+	seen  walHeader // what has been counted of the log
+	open  bool      // the Journal has a transaction open
+	rows  map[int64]*flashRow
+	gone  []int64 // days to be deleted
+	saved time.Time
+	day   int64     // the running one
+	began time.Time // the running day, as far as we have seen it, if it is unknownDay
+	base  flashBytes
+	over  bool // its budget is used up, which was said
+	// unsavable means that the database does not take the counts.
+	unsavable bool
 }
 
 func newFlashMeter(path string, budget units.Bytes, log *slog.Logger) *flashMeter {
-	m := &flashMeter{log: log, path: path, budget: uint64(budget), rows: make(map[int64]*flashRow), overDay: earlierDays, day: earlierDays}
+	m := &flashMeter{log: log, path: path, budget: uint64(budget), rows: make(map[int64]*flashRow), day: earlierDays}
 	m.stretch.Store(1000)
 	return m
 }
 
-// start begins to count. The database must be open. Before it, and after an error,
-// nothing is counted, and all methods may be called.
+// start begins to count. The database must be open. Before it all methods may be
+// called, and nothing is counted; after an error the log's index may be read all
+// the same, but the counts are not saved.
 func (m *flashMeter) start(ctx context.Context, db *DB) error {
-	rows, err := db.read.QueryContext(ctx, `SELECT day, cause, bytes FROM flash`)
-	if err != nil {
-		return wrap(err, "read flash counts")
-	}
-	defer rows.Close()
 	m.mu.Lock()
 	defer m.mu.Unlock()
+	m.saved = time.Now()
+	m.unsavable = true
+	if m.index == nil {
+		var err error
+		if m.index, err = openWALIndex(m.path); err != nil {
+			return fmt.Errorf("open index of the write-ahead log: %w", err)
+		}
+	}
+	m.seen, _ = m.index.header()
+	if err := m.load(ctx, db); err != nil {
+		return wrap(err, "read flash counts")
+	}
+	m.unsavable = false
+	m.turn(m.saved)
+	return nil
+}
+
+// load reads the counts. m.mu is held.
+func (m *flashMeter) load(ctx context.Context, db *DB) error {
+	rows, err := db.read.QueryContext(ctx, `SELECT day, cause, bytes FROM flash`)
+	if err != nil {
+		return err
+	}
+	defer rows.Close()
 	for rows.Next() {
 		var day, bytes int64
 		var name string
 		if err := rows.Scan(&day, &name, &bytes); err != nil {
-			return wrap(err, "read flash counts")
+			return err
 		}
-		for c := range causeNames {
-			if causeNames[c] == name {
-				r := m.row(day)
-				r.now[c], r.saved[c] = uint64(max(bytes, 0)), uint64(max(bytes, 0))
-			}
+		if c := slices.Index(causeNames[:], name); c >= 0 {
+			r := m.row(day)
+			r.now[c], r.saved[c] = uint64(max(bytes, 0)), uint64(max(bytes, 0))
 		}
 	}
-	if err := rows.Err(); err != nil {
-		return wrap(err, "read flash counts")
-	}
-	if m.index == nil {
-		if m.index, err = openWALIndex(m.path); err != nil {
-			return fmt.Errorf("read flash counts: %w", err)
-		}
-	}
-	m.seen, _ = m.index.header()
-	m.saved = time.Now()
-	m.turn(m.saved)
-	return nil
+	return rows.Err()
+}
+
+// follows reports whether the log's index can be read.
+func (m *flashMeter) follows() bool {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	return m.index != nil
 }
 
 // Close is called after the last connection was closed: see walIndex.
@@ -285,8 +305,8 @@ func (m *flashMeter) add(bytes flashBytes) {
 	}
 	used := m.today().sum()
 	m.stretch.Store(int64(1000 * stretch(used, m.budget, m.ofDay(now))))
-	if m.over = used > m.budget; m.over && m.overDay != m.day {
-		m.overDay = m.day
+	if used > m.budget && !m.over {
+		m.over = true
 		m.log.Warn("flash budget of the day is used up, writes that can wait are put off", "budget_bytes", m.budget, "written_bytes", used)
 	}
 }
@@ -402,7 +422,7 @@ func (m *flashMeter) checkpoint(do func() error) error {
 func (m *flashMeter) unsaved(force bool) (rows map[int64]flashBytes, gone []int64) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
-	if m.index == nil || !force && time.Since(m.saved) < flashSaveEvery {
+	if m.index == nil || m.unsavable || !force && time.Since(m.saved) < flashSaveEvery {
 		return nil, nil
 	}
 	for day, r := range m.rows {
@@ -449,6 +469,24 @@ func (m *flashMeter) stored(rows map[int64]flashBytes, gone []int64) {
 		}
 	}
 	m.gone = m.gone[len(gone):]
+}
+
+// notSaved notes that the counts could not be written. No acknowledgement must
+// wait for them: the transaction is tried again without, and with them not before
+// a minute; or not at all, if it was not for want of room or for the disk.
+func (m *flashMeter) notSaved(err error) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	m.saved = time.Now()
+	var se *sqlite.Error
+	if errors.As(err, &se) {
+		switch se.Code() & 0xFF {
+		case sqlite3.SQLITE_IOERR, sqlite3.SQLITE_FULL:
+			return
+		}
+	}
+	m.unsavable = true
+	m.log.Error("what is written to the flash is not counted", "err", err)
 }
 
 // Flash returns what was written to the flash. Before the database has a Journal
@@ -529,7 +567,11 @@ func (s *sqliteStore) begun() {
 func (s *sqliteStore) committing() error {
 	t := &s.flash
 	t.rows, t.gone = s.db.flash.unsaved(t.force)
-	return s.db.flash.save(t.rows, t.gone, s.exec)
+	err := s.db.flash.save(t.rows, t.gone, s.exec)
+	if err != nil {
+		s.db.flash.notSaved(err)
+	}
+	return err
 }
 
 // committed is called when a transaction is durable.

@@ -349,26 +349,63 @@ func TestFlashDaysAreDropped(t *testing.T) {
 	}
 }
 
-// A database whose counts cannot be read serves, and does not count.
+// Where the counts cannot be read, or not be written, nothing else fails: what is
+// acknowledged is, and the log is moved.
 func TestFlashCountUnreadable(t *testing.T) {
-	dir := t.TempDir()
-	db := mustOpen(t, dir)
-	if _, err := db.write.ExecContext(t.Context(), "DROP TABLE flash"); err != nil {
-		t.Fatal(err)
-	}
-	j, err := db.NewJournal(slog.New(slog.DiscardHandler))
-	if err != nil {
-		t.Fatal(err)
-	}
-	if _, _, err := j.Load(); err != nil {
-		t.Fatal(err)
-	}
-	j.Attach(testState{})
-	j.Change(func(tx Tx) error { return tx.PutSession(Session{ID: 1, ClientID: "c"}) }, nil)
-	if err := j.Commit(); err != nil {
-		t.Error(err)
-	}
-	if err := j.Close(); err != nil {
-		t.Error(err)
+	for _, when := range []string{"before the start", "after the start", "no index"} {
+		t.Run(when, func(t *testing.T) {
+			cfg := DefaultConfig()
+			cfg.Dir, cfg.WALPages = t.TempDir(), 50
+			log := slog.New(slog.DiscardHandler)
+			db, err := Open(t.Context(), cfg, log)
+			if err != nil {
+				t.Fatal(err)
+			}
+			defer db.Close()
+			drop := func() {
+				if _, err := db.write.ExecContext(t.Context(), "DROP TABLE flash"); err != nil {
+					t.Fatal(err)
+				}
+			}
+			switch when {
+			case "before the start":
+				drop()
+			case "no index":
+				db.flash.path = "/nowhere"
+			}
+			j, err := db.NewJournal(log)
+			if err != nil {
+				t.Fatal(err)
+			}
+			if _, _, err := j.Load(); err != nil {
+				t.Fatal(err)
+			}
+			j.Attach(testState{})
+			if when == "after the start" {
+				drop()
+				db.flash.saved = db.flash.saved.Add(-flashSaveEvery)
+			}
+			failures, commits := 0, 300
+			if when == "no index" {
+				commits = 1500
+			}
+			for i := range int64(commits) {
+				j.Change(func(tx Tx) error { return tx.PutSegment(StoredSegment{ID: 1 + i, Body: make([]byte, 4096)}) }, nil)
+				for j.Commit() != nil {
+					if failures++; failures > 1 {
+						t.Fatal("commits fail because of the counts")
+					}
+				}
+			}
+			if want := when == "after the start"; want != (failures == 1) {
+				t.Errorf("%d commits failed", failures)
+			}
+			if size := logSize(t, db); size > 4*1000*(blockBytes+frameHeaderBytes) {
+				t.Errorf("the log has %d bytes: it is not moved", size)
+			}
+			if err := j.Close(); err != nil {
+				t.Error(err)
+			}
+		})
 	}
 }

@@ -81,7 +81,11 @@ func (s *sqliteStore) connect() error {
 		return fmt.Errorf("open journal connection: %w", err)
 	}
 	s.pool, s.conn, s.stmts = pool, conn, make(map[string]*sql.Stmt)
-	return nil
+	if s.checkpoints != nil && !s.db.flash.follows() {
+		// Nobody would know when to move the log: SQLite does it in COMMIT.
+		_, err = conn.ExecContext(context.Background(), "PRAGMA wal_autocheckpoint=1000")
+	}
+	return err
 }
 
 // Close closes the store's connection and gives the directory's lock back.

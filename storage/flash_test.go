@@ -383,8 +383,8 @@ func TestFlashCountUnreadable(t *testing.T) {
 			j.Attach(testState{})
 			if when == "after the start" {
 				drop()
-				db.flash.saved = db.flash.saved.Add(-flashSaveEvery)
 			}
+			db.flash.saved = db.flash.saved.Add(-flashSaveEvery)
 			failures, commits := 0, 300
 			if when == "no index" {
 				commits = 1500

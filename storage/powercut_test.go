@@ -9,6 +9,7 @@ import (
 	"math/rand/v2"
 	"os"
 	"path/filepath"
+	"strings"
 	"testing"
 )
 
@@ -59,6 +60,17 @@ func workload(t *testing.T, seed uint64, commits int, pragmas ...string) (ops []
 	j := newTestJournal(t, store, state)
 	j.compactFrom = 4 << 10
 	j.Change(func(tx Tx) error { return tx.PutSession(Session{ID: 1, ClientID: "c", Expiry: NeverExpires}) }, nil)
+	during := false
+	hold(func(kind byte, path string) {
+		if during && kind == 'w' && strings.HasSuffix(path, fileName) {
+			during = false
+			j.MarkProgress(1, nil)
+			if err := j.Commit(); err != nil {
+				t.Error(err)
+			}
+		}
+	})
+	defer hold(nil)
 	const never = 1 << 30
 	var claims []*testClaim
 	for range commits {
@@ -84,9 +96,12 @@ func workload(t *testing.T, seed uint64, commits int, pragmas ...string) (ops []
 			t.Fatal(err)
 		}
 		now := recorded()
-		// A checkpoint comes now, or is late, and then a commit does it.
+		// A checkpoint comes now, or is late, and then a commit does it; and a
+		// commit comes while the log is moved.
 		if rng.IntN(4) > 0 {
+			during = rng.IntN(2) == 0
 			moveLog(store.checkpoints)
+			during = false
 		}
 		for i := firstDelivery; i < len(p.deliveries); i++ {
 			p.deliveries[i].from = now

@@ -52,6 +52,7 @@ type App struct {
 	parts parts
 
 	serving *part // the broker
+	wear    wear
 
 	board  *hw.Board
 	db     *storage.DB
@@ -108,6 +109,7 @@ func (a *App) start(ctx context.Context) error {
 	// whatever the signals say.
 	admin := a.ensureAdmin(context.WithoutCancel(ctx))
 	a.startHealth()
+	a.startWear()
 	a.startMemory()
 	a.startSystemd()
 	a.announce(admin)
@@ -180,6 +182,7 @@ func (a *App) startAPI() error {
 		Log:      a.log,
 		Version:  a.opt.Version,
 		Panel:    func() (string, map[string]string) { return a.board.State().String(), a.board.LEDs() },
+		Wear:     func() api.Wear { return api.Wear(a.wear.get()) },
 		LogLevel: a.level,
 	})
 	if err != nil {
@@ -243,7 +246,7 @@ func (a *App) startHealth() {
 			packets := a.broker.Stats().Packets()
 			a.board.Set(hw.Traffic, packets != moved)
 			moved = packets
-			h := a.broker.Health()
+			h := a.wear.note(a.broker.Health())
 			storageFault, degraded := severity(h)
 			a.board.Set(hw.StorageFault, storageFault)
 			a.board.Set(hw.Degraded, degraded)

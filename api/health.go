@@ -10,9 +10,10 @@ type healthJSON struct {
 
 func (s *Server) health() healthJSON {
 	h := s.deps.Broker.Health()
-	reasons := h.Reasons
-	if reasons == nil {
-		reasons = []string{}
+	reasons := append([]string{}, h.Reasons...)
+	if w := s.wear(); w != nil && w.Warning != "" {
+		h.Degraded = true
+		reasons = append(reasons, w.Warning)
 	}
 	return healthJSON{h.Ready, h.Degraded, reasons}
 }

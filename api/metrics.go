@@ -22,6 +22,8 @@ type snapshot struct {
 	uptime  int64
 	broker.Stats
 	broker.Health
+	flash storage.FlashStats
+	wear  *Wear // nil if nobody asks the flash
 }
 
 // family is one metric with all its series.
@@ -114,16 +116,50 @@ var families = []family{
 		counter(func(s snapshot) uint64 { return s.Journal.Elided })},
 	{"penstock_journal_written_bytes_total", "counter", "Bytes of rows written, without the database's own overhead.",
 		counter(func(s snapshot) uint64 { return s.Journal.BytesWritten })},
+	{"penstock_journal_segments", "gauge", "Rows of the queue store that sessions need.",
+		gauge(func(s snapshot) int64 { return s.Journal.Segments })},
+	{"penstock_journal_segment_bytes", "gauge", "Size of these rows: each message once, however many sessions it waits for.",
+		gauge(func(s snapshot) int64 { return s.Journal.SegmentBytes })},
 	{"penstock_journal_commit_seconds", "histogram", "Duration of a transaction.",
 		histogram(func(s snapshot) storage.Histogram { return s.Journal.CommitSeconds })},
 	{"penstock_journal_group_size", "histogram", "Operations in a transaction.",
 		histogram(func(s snapshot) storage.Histogram { return s.Journal.GroupSize })},
+
+	{"penstock_flash_written_bytes_total", "counter", "Bytes written to the flash since the database was made, by cause.", func(w io.Writer, name string, s snapshot) {
+		for _, cause := range slices.Sorted(maps.Keys(s.flash.Total)) {
+			metrics.WriteCounterUint64(w, fmt.Sprintf("%s{cause=%s}", name, quote(cause)), s.flash.Total[cause])
+		}
+	}},
+	{"penstock_flash_written_today_bytes", "gauge", "How many of them today (UTC), by cause.", func(w io.Writer, name string, s snapshot) {
+		for _, cause := range slices.Sorted(maps.Keys(s.flash.Today)) {
+			metrics.WriteGaugeUint64(w, fmt.Sprintf("%s{cause=%s}", name, quote(cause)), s.flash.Today[cause])
+		}
+	}},
+	{"penstock_flash_week_average_bytes", "gauge", "Bytes a day over the last seven whole days, or as many as there are.",
+		gauge(func(s snapshot) int64 { return int64(s.flash.WeekAverage) })},
+	{"penstock_flash_week_days", "gauge", "How many days that is the average of.",
+		gauge(func(s snapshot) int64 { return s.flash.WeekDays })},
+	{"penstock_flash_log_bytes", "gauge", "Size of the database's write-ahead log.",
+		gauge(func(s snapshot) int64 { return s.flash.LogBytes })},
+	{"penstock_flash_budget_bytes", "gauge", "Bytes that may be written a day, 0 without a budget.",
+		gauge(func(s snapshot) int64 { return int64(s.flash.Budget) })},
+	{"penstock_flash_budget_exceeded", "gauge", "1 if more was written today.",
+		gauge(func(s snapshot) int64 { return oneIf(s.flash.OverBudget) })},
+	{"penstock_flash_stretch", "gauge", "By how much the budget puts off writes that can wait; 1: not at all.",
+		func(w io.Writer, name string, s snapshot) { metrics.WriteGaugeFloat64(w, name, s.flash.Stretch) }},
+	{"penstock_flash_wear_percent", "gauge", "How much of its life is over, as the flash says itself, in steps of 10.", func(w io.Writer, name string, s snapshot) {
+		if s.wear != nil && s.wear.Skipped == "" {
+			metrics.WriteGaugeUint64(w, fmt.Sprintf("%s{device=%s}", name, quote(s.wear.Device)), uint64(max(s.wear.Used, 0)))
+		}
+	}},
+	{"penstock_flash_wear_warning", "gauge", "1 if the flash says that it is near its end.",
+		gauge(func(s snapshot) int64 { return oneIf(s.wear != nil && s.wear.Warning != "") })},
 }
 
 func (s *Server) getMetrics(w http.ResponseWriter, r *http.Request) error {
 	st := s.deps.Broker.Stats()
 	var page bytes.Buffer
-	writeMetrics(&page, snapshot{s.deps.Version, uptime(st), st, s.deps.Broker.Health()})
+	writeMetrics(&page, snapshot{s.deps.Version, uptime(st), st, s.deps.Broker.Health(), s.deps.DB.Flash(), s.wear()})
 	metrics.WriteProcessMetrics(&page) // memory, CPU time and the Go runtime
 	metrics.WriteFDMetrics(&page)
 	w.Header().Set("Content-Type", "text/plain; version=0.0.4; charset=utf-8")

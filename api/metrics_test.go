@@ -19,6 +19,11 @@ func fixedSnapshot() snapshot {
 		version: `v1.2.3 "odd" \ one`,
 		uptime:  3600,
 		Health:  broker.Health{Ready: true},
+		flash: storage.FlashStats{
+			Total: map[string]uint64{"queue": 1 << 40, "checkpoint": 201}, Today: map[string]uint64{"queue": 202, "checkpoint": 203},
+			WeekAverage: 204, WeekDays: 7, LogBytes: 205, Budget: 206, Stretch: 1.5,
+		},
+		wear: &Wear{Device: "mmcblk0", Used: 20, Life: "10-20 % used", Spare: "normal"},
 		Stats: broker.Stats{
 			Connections: 101, ConnectionsTotal: 102, Sessions: 103, Subscriptions: 104, Retained: 105,
 			Sockets: 106, Connects: 107, SessionsExpired: 108, SharedSubscriptions: 109, RetainedBytes: 1010,
@@ -56,7 +61,7 @@ func TestMetricsGolden(t *testing.T) {
 	}
 }
 
-// Each number of broker.Stats and storage.JournalStats changes the page. It
+// Each number of broker.Stats, storage.JournalStats and storage.FlashStats changes the page. It
 // fails for a new field that has no metric yet: add a line to families.
 func TestMetricsShowEveryField(t *testing.T) {
 	base := fixedSnapshot()
@@ -114,6 +119,7 @@ func TestMetricsShowEveryField(t *testing.T) {
 		}
 	}
 	visit("Stats", reflect.ValueOf(&base.Stats).Elem())
+	visit("FlashStats", reflect.ValueOf(&base.flash).Elem())
 }
 
 // What Prometheus asks of a histogram: buckets count everything up to their

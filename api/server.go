@@ -32,7 +32,8 @@ type theBroker interface {
 
 var _ theBroker = (*broker.Broker)(nil)
 
-// Deps are the parts that the APIs show and steer. All but Panel are needed.
+// Deps are the parts that the APIs show and steer. All but Panel and Wear are
+// needed.
 type Deps struct {
 	Broker  theBroker // a *broker.Broker
 	DB      *storage.DB
@@ -41,6 +42,9 @@ type Deps struct {
 	// Panel returns the state that the LEDs show and the pattern of each LED
 	// by its role. It is called from any goroutine; nil if there are no LEDs.
 	Panel func() (state string, leds map[string]string)
+	// Wear returns what the flash says about its own age. It is called from any
+	// goroutine; nil if nobody asks the flash.
+	Wear func() Wear
 	// LogLevel is the level of Log, changed at run time.
 	LogLevel *slog.LevelVar
 }

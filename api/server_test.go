@@ -383,3 +383,23 @@ func eventually(t *testing.T, what string, done func() bool) {
 		}
 	}
 }
+
+// A flash near its end is a reason to look, and none to send clients elsewhere.
+func TestWearInHealth(t *testing.T) {
+	g := apitest.StartWith(t, apitest.Config(), func(cfg api.Config, d api.Deps) (*api.Server, error) {
+		d.Wear = func() api.Wear { return api.Wear{Device: "mmcblk0", Used: 90, Warning: "flash: replace it"} }
+		return api.Listen(cfg, d)
+	})
+	resp, err := http.Get(g.URL + "/readyz")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer resp.Body.Close()
+	body, err := io.ReadAll(resp.Body)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if want := `{"ready":true,"degraded":true,"reasons":["flash: replace it"]}`; resp.StatusCode != 200 || strings.TrimSpace(string(body)) != want {
+		t.Errorf("got %d %s, want 200 %s", resp.StatusCode, body, want)
+	}
+}

@@ -31,6 +31,7 @@ type statusJSON struct {
 	Queue   queueJSON   `json:"queue"`
 	Disk    diskJSON    `json:"disk"`
 	Journal journalJSON `json:"journal"`
+	Flash   flashJSON   `json:"flash"`
 	Panel   *panelJSON  `json:"panel"` // null without LEDs
 }
 
@@ -108,6 +109,7 @@ func (s *Server) status() statusJSON {
 			Failing:              st.Journal.Failing,
 		},
 	}
+	j.Flash = newFlashJSON(s.deps.DB.Flash(), s.wear())
 	for _, l := range s.deps.Broker.Listeners() {
 		j.Listeners = append(j.Listeners, listenerJSON{l.Name, l.Protocol, l.Addr.String(), l.Connections})
 	}

@@ -405,6 +405,10 @@ func (b *Broker) Health() Health {
 		h.Degraded = true
 		h.Reasons = append(h.Reasons, "disk: nearly full, what would have to be stored is refused")
 	}
+	if w := b.journal.FlashWarning(); w != "" {
+		h.Degraded = true
+		h.Reasons = append(h.Reasons, w)
+	}
 	return h
 }
 

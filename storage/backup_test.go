@@ -38,7 +38,7 @@ func fill(t *testing.T, db *DB, store *sqliteStore) *Journal {
 	return j
 }
 
-var filled = Report{Schema: 3, Sessions: 2, Messages: 14, Bytes: 1400, Retained: 1, Wills: 1, Credentials: 1}
+var filled = Report{Schema: 4, Sessions: 2, Messages: 14, Bytes: 1400, Retained: 1, Wills: 1, Credentials: 1}
 
 func verified(t *testing.T, file string, want Report) {
 	t.Helper()

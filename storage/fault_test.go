@@ -30,13 +30,7 @@ func TestFaultAtEachOperation(t *testing.T) {
 	var syncs = map[string]int{} // that failed, by file
 	work := func(t *testing.T, failAt int, with int32, closed int) (operations, failures int) {
 		installTape()
-		db, store := openStore(t)
-		if err := store.connect(); err != nil {
-			t.Fatal(err)
-		}
-		if _, err := store.conn.ExecContext(t.Context(), "PRAGMA wal_autocheckpoint=4"); err != nil {
-			t.Fatal(err)
-		}
+		db, store := openCounted(t, func(c *Config) { c.WALPages = 4 })
 		j := newTestJournal(t, store, testState{})
 		j.Change(func(tx Tx) error { return tx.PutSession(Session{ID: 1, ClientID: "c"}) }, nil)
 		disk := newDisk()
@@ -66,6 +60,7 @@ func TestFaultAtEachOperation(t *testing.T) {
 					}
 				}
 			}
+			moveLog(store.checkpoints)
 			for i, c := range claims {
 				if c.told != 1 {
 					t.Fatalf("delivery %d: told %d times, want once", i, c.told)

@@ -131,7 +131,7 @@ type JournalStats struct {
 	Records       uint64        // messages written
 	Elided        uint64        // claims that were acknowledged before they had to be written
 	BytesWritten  uint64        // bytes of rows handed to the store, before its own overhead
-	Segments      int           // that sessions need
+	Segments      int64         // that sessions need
 	SegmentBytes  int64         // size of these
 	CommitSeconds Histogram     // duration of a transaction
 	GroupSize     Histogram     // operations per transaction
@@ -176,8 +176,9 @@ type Journal struct {
 	state       State
 	commitDelay time.Duration
 	retainFlush time.Duration
-	compactFrom int // bytes
-	mergeFrom   int // segments; 0: as tiers has it
+	compactFrom int         // bytes
+	mergeFrom   int         // segments; 0: as tiers has it
+	flash       *flashMeter // nil over other stores than SQLite
 
 	commitMu sync.Mutex // held while a group is written; guards group, nextSeg, build, rebuild
 	group    group      // the group that is being written; kept and tried again when that fails
@@ -309,7 +310,7 @@ func (j *Journal) added(s *Segment, size int) {
 	j.stats.Segments++
 	j.stats.SegmentBytes += int64(size)
 	if j.list(s) && j.due.IsZero() {
-		j.schedule(lazyDelay)
+		j.schedule(j.stretched(lazyDelay))
 	}
 }
 
@@ -458,7 +459,7 @@ func (j *Journal) MarkProgress(id SessionID, done Waiter) {
 		j.urgent = append(j.urgent, done)
 		j.schedule(j.commitDelay)
 	} else {
-		j.schedule(lazyDelay)
+		j.schedule(j.stretched(lazyDelay))
 	}
 	j.mu.Unlock()
 }
@@ -468,8 +469,9 @@ func (j *Journal) MarkProgress(id SessionID, done Waiter) {
 func (j *Journal) MarkRetained(topic string) {
 	j.mu.Lock()
 	if _, ok := j.lazy[topic]; !ok {
-		j.lazy[topic] = time.Now().Add(j.retainFlush)
-		j.schedule(j.retainFlush)
+		flush := j.stretched(j.retainFlush)
+		j.lazy[topic] = time.Now().Add(flush)
+		j.schedule(flush)
 	}
 	j.mu.Unlock()
 }
@@ -493,7 +495,7 @@ func (j *Journal) drop(s *Segment) {
 	j.drops = append(j.drops, id)
 	j.stats.Segments--
 	j.stats.SegmentBytes -= int64(size)
-	j.schedule(lazyDelay)
+	j.schedule(j.stretched(lazyDelay))
 	j.mu.Unlock()
 }
 
@@ -502,7 +504,7 @@ func (j *Journal) shrink(s *Segment) {
 	j.mu.Lock()
 	defer j.mu.Unlock()
 	j.pinned = append(j.pinned, s)
-	j.schedule(lazyDelay)
+	j.schedule(j.stretched(lazyDelay))
 }
 
 // schedule makes the next commit start within d. j.mu is held.
@@ -671,12 +673,12 @@ func (j *Journal) take() {
 	n := min(len(j.pinned), compactBatch)
 	g.pinned = append(g.pinned[:0], j.pinned[:n]...)
 	if j.pinned = j.pinned[n:]; len(j.pinned) > 0 {
-		next = now.Add(lazyDelay)
+		next = now.Add(j.stretched(lazyDelay))
 	} else {
 		j.pinned = nil
 	}
 	if j.gather(&g.merge) {
-		next = now.Add(lazyDelay)
+		next = now.Add(j.stretched(lazyDelay))
 	}
 	for topic, at := range j.lazy {
 		if at.After(now) {
@@ -1021,7 +1023,7 @@ func (j *Journal) merged(m *merge) {
 	live := to.live
 	to.mu.Unlock()
 	j.mu.Lock()
-	j.stats.Segments -= m.counted
+	j.stats.Segments -= int64(m.counted)
 	j.stats.SegmentBytes -= int64(old)
 	j.mu.Unlock()
 	j.added(to, m.size)

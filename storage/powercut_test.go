@@ -2,12 +2,14 @@ package storage
 
 import (
 	"context"
+	"database/sql"
 	"errors"
 	"fmt"
 	"log/slog"
 	"math/rand/v2"
 	"os"
 	"path/filepath"
+	"strings"
 	"testing"
 )
 
@@ -43,22 +45,37 @@ type promises struct {
 func workload(t *testing.T, seed uint64, commits int, pragmas ...string) (ops []diskOp, p promises) {
 	t.Helper()
 	recordDisk()
-	_, store := openStore(t)
-	if err := store.connect(); err != nil {
+	// Small logs, so that a run has many checkpoints.
+	_, store := openCounted(t, func(c *Config) { c.WALPages = 16 })
+	store.checkpoints.mu.Lock()
+	if err := errors.Join(store.connect(), store.checkpoints.connect()); err != nil {
 		t.Fatal(err)
 	}
-	// Small logs, so that a run has many checkpoints.
-	for _, q := range append(pragmas, "PRAGMA wal_autocheckpoint=16") {
-		if _, err := store.conn.ExecContext(t.Context(), q); err != nil {
-			t.Fatal(err)
+	for _, conn := range []*sql.Conn{store.conn, store.checkpoints.conn} {
+		for _, q := range pragmas {
+			if _, err := conn.ExecContext(t.Context(), q); err != nil {
+				t.Fatal(err)
+			}
 		}
 	}
+	store.checkpoints.mu.Unlock()
 	rng := rand.New(rand.NewPCG(seed, 2))
 	state := &cutState{retained: map[string]*Message{}}
 	j := newTestJournal(t, store, state)
 	j.compactFrom = 4 << 10
 	j.mergeFrom = 8
 	j.Change(func(tx Tx) error { return tx.PutSession(Session{ID: 1, ClientID: "c", Expiry: NeverExpires}) }, nil)
+	during := false
+	hold(func(kind byte, path string) {
+		if during && kind == 'w' && strings.HasSuffix(path, fileName) {
+			during = false
+			j.MarkProgress(1, nil)
+			if err := j.Commit(); err != nil {
+				t.Error(err)
+			}
+		}
+	})
+	defer hold(nil)
 	const never = 1 << 30
 	var claims []*testClaim
 	for range commits {
@@ -84,6 +101,13 @@ func workload(t *testing.T, seed uint64, commits int, pragmas ...string) (ops []
 			t.Fatal(err)
 		}
 		now := recorded()
+		// A checkpoint comes now, or is late, and then a commit does it; and a
+		// commit comes while the log is moved.
+		if rng.IntN(4) > 0 {
+			during = rng.IntN(2) == 0
+			moveLog(store.checkpoints)
+			during = false
+		}
 		for i := firstDelivery; i < len(p.deliveries); i++ {
 			p.deliveries[i].from = now
 		}

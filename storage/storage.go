@@ -62,6 +62,12 @@ type Config struct {
 	// MergeFrom, for tests, is how many small segments are merged into one; 0: as
 	// many as is worth it. It is no key of the file.
 	MergeFrom int `toml:"-"`
+	// DailyBudget is how many bytes a day may go to the flash before writes that
+	// can wait are put off, and a warning is given; 0: there is none.
+	DailyBudget units.Bytes `toml:"daily_budget"`
+	// WALPages is the length of the write-ahead log in pages from which on it is
+	// moved into the database; 0: the usual one. It is no key of the file.
+	WALPages int `toml:"-"`
 }
 
 // DefaultConfig returns the configuration of a gateway installed as a service.
@@ -89,14 +95,18 @@ func (c Config) Validate() error {
 	if c.Reserve > 1<<40 {
 		return fmt.Errorf("storage.reserve: %s is outside 0 to 1024GiB", c.Reserve)
 	}
+	if b := c.DailyBudget; b != 0 && b < 1<<20 {
+		return fmt.Errorf("storage.daily_budget: %s is below 1MiB; 0 for none", b)
+	}
 	return nil
 }
 
 // DB is the open database.
 type DB struct {
-	cfg  Config
-	log  *slog.Logger
-	path string
+	cfg   Config
+	log   *slog.Logger
+	path  string
+	flash *flashMeter
 
 	// write has one connection: SQLite has one writer at a time, and waiting
 	// for it here is fairer than its busy handler, which sleeps and retries.
@@ -123,6 +133,7 @@ func Open(ctx context.Context, cfg Config, log *slog.Logger) (*DB, error) {
 	}
 	db := &DB{cfg: cfg, log: log, path: filepath.Join(dir, fileName)}
 	db.space = newSpace(db)
+	db.flash = newFlashMeter(db.path, cfg.DailyBudget, log)
 	steps, err := embeddedMigrations()
 	if err != nil {
 		return nil, err
@@ -180,6 +191,7 @@ func (db *DB) Close() error {
 			errs = append(errs, pool.Close())
 		}
 	}
+	errs = append(errs, db.flash.Close())
 	if err := errors.Join(errs...); err != nil {
 		return fmt.Errorf("close %s: %w", db.path, err)
 	}
@@ -189,7 +201,9 @@ func (db *DB) Close() error {
 // openPool opens a further pool of at most conns connections on penstock.db, all
 // of them with the pragmas of the writer. The caller closes it.
 func (db *DB) openPool(conns int) (*sql.DB, error) {
-	return openDSN(dsn(db.path), conns)
+	return openDSN(dsn(db.path,
+		"wal_autocheckpoint(0)", // see checkpoints
+		fmt.Sprintf("journal_size_limit(%d)", walSizeLimit(db.cfg.walPages()))), conns)
 }
 
 // dsn names the database and the pragmas of every connection to it. They stand

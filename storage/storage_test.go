@@ -45,6 +45,7 @@ func TestConfigValidate(t *testing.T) {
 	}{
 		{"storage.dir", func(c *Config) { c.Dir = "" }},
 		{"storage.commit_delay", func(c *Config) { c.CommitDelay.UnmarshalText([]byte("2s")) }},
+		{"storage.daily_budget", func(c *Config) { c.DailyBudget = 1000 }},
 		{"storage.retain_flush", func(c *Config) { c.RetainFlush.UnmarshalText([]byte("2h")) }},
 	} {
 		c := DefaultConfig()
@@ -90,6 +91,8 @@ func TestPragmasReachEveryConnection(t *testing.T) {
 				"busy_timeout": "5000",
 				"foreign_keys": "1",
 				"query_only":   pool.queryOnly,
+				// Checkpoints are made elsewhere; who only reads makes none.
+				"wal_autocheckpoint": map[string]string{"0": "0", "1": "1000"}[pool.queryOnly],
 			} {
 				var got string
 				if err := c.QueryRowContext(t.Context(), "PRAGMA "+pragma).Scan(&got); err != nil {

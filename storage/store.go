@@ -20,6 +20,9 @@ type sqliteStore struct {
 	conn  *sql.Conn
 	stmts map[string]*sql.Stmt
 	lock  *os.File
+
+	flash       flashTx
+	checkpoints *checkpoints // nil in some tests
 }
 
 // NewJournal returns the Journal of the database. It takes the lock of the
@@ -31,7 +34,14 @@ func (db *DB) NewJournal(log *slog.Logger) (*Journal, error) {
 		return nil, err
 	}
 	db.space.look()
-	return NewJournal(&sqliteStore{db: db, torn: log.Error, lock: lock}, db.cfg, log), nil
+	if err := db.flash.start(context.Background(), db); err != nil {
+		log.Error("what is written to the flash is not counted", "err", err)
+	}
+	s := &sqliteStore{db: db, torn: log.Error, lock: lock, checkpoints: newCheckpoints(db, log)}
+	s.checkpoints.start()
+	j := NewJournal(s, db.cfg, log)
+	j.flash = db.flash
+	return j, nil
 }
 
 // The statements of the Journal. They are prepared once per connection, which
@@ -72,12 +82,19 @@ func (s *sqliteStore) connect() error {
 		return fmt.Errorf("open journal connection: %w", err)
 	}
 	s.pool, s.conn, s.stmts = pool, conn, make(map[string]*sql.Stmt)
-	return nil
+	if s.checkpoints != nil && !s.db.flash.follows() {
+		// Nobody would know when to move the log: SQLite does it in COMMIT.
+		_, err = conn.ExecContext(context.Background(), "PRAGMA wal_autocheckpoint=1000")
+	}
+	return err
 }
 
 // Close closes the store's connection and gives the directory's lock back.
 func (s *sqliteStore) Close() error {
-	return errors.Join(s.disconnect(), s.lock.Close())
+	err := s.checkpoints.close()
+	s.checkpoints = nil
+	s.saveFlash()
+	return errors.Join(err, s.disconnect(), s.lock.Close())
 }
 
 // disconnect closes the connection; the next transaction opens a new one.
@@ -112,6 +129,7 @@ func (s *sqliteStore) exec(query string, args ...any) error {
 	if err != nil {
 		return err
 	}
+	s.flash.note(query, args)
 	if _, err := st.Exec(args...); err != nil {
 		return fmt.Errorf("%.24s: %w", query, err)
 	}
@@ -123,11 +141,13 @@ func (s *sqliteStore) Begin() (Tx, error) {
 	if err := s.connect(); err != nil {
 		return nil, err
 	}
+	s.checkpoints.between()
 	tx := &sqliteTx{s}
 	if err := s.exec("BEGIN IMMEDIATE"); err != nil {
 		_ = tx.Rollback() // closes the connection; the error that counts is the one above
 		return nil, err
 	}
+	s.begun()
 	return tx, nil
 }
 
@@ -218,17 +238,26 @@ func (t *sqliteTx) PutWill(w Will) error {
 func (t *sqliteTx) DeleteWill(clientID string) error { return t.exec(deleteWill, clientID) }
 
 func (t *sqliteTx) Commit() error {
-	if err := t.exec("COMMIT"); err != nil {
+	err := t.committing()
+	if err == nil {
+		err = t.exec("COMMIT")
+	}
+	if err != nil {
 		_ = t.Rollback() // closes the connection; the error that counts is the one above
+		t.checkpoints.commitFailed()
 		return err
 	}
 	t.db.space.look()
+	t.committed()
 	return nil
 }
 
 // Rollback gives the connection up: after a failed transaction its state is
 // not to be trusted, and closing it rolls back.
-func (t *sqliteTx) Rollback() error { return t.disconnect() }
+func (t *sqliteTx) Rollback() error {
+	t.db.flash.ended(t.flash.weights)
+	return t.disconnect()
+}
 
 // Load implements Store. A record that is torn costs itself, and not the start.
 func (s *sqliteStore) Load() (*Image, error) {

@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"math/rand/v2"
 	"slices"
+	"strings"
 	"sync"
 	"unsafe"
 
@@ -29,6 +30,8 @@ var tape struct {
 	failAt   int                                     // the operation that fails, from 1; 0: none
 	failWith int32                                   // SQLite's result code for it
 	closed   int                                     // how many files cannot be opened from that on
+	failSync string                                  // syncs of files whose name ends so fail; empty: none
+	before   func(kind byte, path string)            // called before an operation; it may block
 	under    uintptr                                 // the VFS below
 	paths    map[uintptr]string                      // of open files
 	methods  map[uintptr]sqlite3.Tsqlite3_io_methods // of open files, those below
@@ -51,6 +54,25 @@ func failDisk(n int, with int32) {
 	tape.Lock()
 	defer tape.Unlock()
 	tape.failAt, tape.failWith = n, with
+}
+
+// hold has a function called before each operation, on whatever goroutine does
+// it; nil: none.
+func hold(before func(kind byte, path string)) {
+	installTape()
+	tape.Lock()
+	defer tape.Unlock()
+	tape.before = before
+}
+
+// wait calls what hold has set. tape is not locked.
+func wait(kind byte, file uintptr) {
+	tape.Lock()
+	before, path := tape.before, tape.paths[file]
+	tape.Unlock()
+	if before != nil {
+		before(kind, path)
+	}
 }
 
 // note notes an operation, unless it fails: then the result code is not 0.
@@ -161,6 +183,7 @@ func tapeDelete(tls *libc.TLS, _, name uintptr, sync int32) int32 {
 }
 
 func tapeWrite(tls *libc.TLS, file, buf uintptr, n int32, offset int64) int32 {
+	wait('w', file)
 	tape.Lock()
 	defer tape.Unlock()
 	if rc := note(diskOp{'w', tape.paths[file], offset, slices.Clone(libc.GoBytes(buf, int(n)))}); rc != 0 {
@@ -179,12 +202,17 @@ func tapeTruncate(tls *libc.TLS, file uintptr, size int64) int32 {
 }
 
 func tapeSync(tls *libc.TLS, file uintptr, flags int32) int32 {
+	wait('s', file)
 	tape.Lock()
-	defer tape.Unlock()
-	if rc := note(diskOp{kind: 's', path: tape.paths[file]}); rc != 0 {
+	rc, below := note(diskOp{kind: 's', path: tape.paths[file]}), tape.methods[file].FxSync
+	if tape.failSync != "" && strings.HasSuffix(tape.paths[file], tape.failSync) {
+		rc = sqlite3.SQLITE_IOERR_FSYNC
+	}
+	tape.Unlock() // a sync of one file must not hold up another
+	if rc != 0 {
 		return rc
 	}
-	return function[syncFunc](tape.methods[file].FxSync)(tls, file, flags)
+	return function[syncFunc](below)(tls, file, flags)
 }
 
 // disk is files as a disk has them: what was synced is there, of what came

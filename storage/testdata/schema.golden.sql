@@ -14,6 +14,13 @@ CREATE TABLE credential (
     created  INTEGER NOT NULL
 ) STRICT, WITHOUT ROWID;
 
+CREATE TABLE flash (
+  day    INTEGER NOT NULL,  -- days since 1970-01-01 UTC by the gateway's clock; 0 = while the clock was plainly wrong, -1 = days that are no longer listed
+  cause  TEXT    NOT NULL,  -- what was written (flash.go)
+  bytes  INTEGER NOT NULL,  -- in whole blocks of the file system
+  PRIMARY KEY (day, cause)
+) STRICT, WITHOUT ROWID;
+
 CREATE TABLE inbound (                    -- QoS 2 packet identifiers received and not yet released
   session_id    INTEGER NOT NULL,
   packet_id     INTEGER NOT NULL,

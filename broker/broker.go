@@ -99,6 +99,7 @@ func New(cfg Config, db *storage.DB, log *slog.Logger, passed ...Socket) (_ *Bro
 	if err := b.plane.restore(); err != nil {
 		return nil, err
 	}
+	b.plane.firstMark()
 	opts := mochiOptions(&b.cfg)
 	opts.Logger = slog.New(slog.DiscardHandler)
 	opts.ClientNetReadBufferSize = 512 // it reads one packet
@@ -124,10 +125,12 @@ func (b *Broker) Run(ctx context.Context) error {
 	defer stopJournal()
 	var parts sync.WaitGroup
 	parts.Go(func() { _ = b.journal.Run(journalCtx) }) // returns nil only
+	// Before the first client asks: what has expired while the machine was off
+	// is not there for it.
+	b.sweep(time.Now())
 	for _, l := range b.listeners {
 		b.serving.Go(func() { b.accept(l) })
 	}
-	b.announce(time.Now()) // before the first client asks
 	tick := time.NewTicker(time.Second)
 	defer tick.Stop()
 	for ctx.Err() == nil {
@@ -154,6 +157,7 @@ func (b *Broker) Run(ctx context.Context) error {
 	case <-flushCtx.Done():
 		b.log.Warn("some connections did not end in time")
 	}
+	b.plane.lastMark()
 	stopJournal()
 	end := make(chan error, 1)
 	go func() {
@@ -180,6 +184,7 @@ func (b *Broker) Run(ctx context.Context) error {
 // sweep does what is due once a second.
 func (b *Broker) sweep(now time.Time) {
 	var batch batch
+	b.plane.keepTime()
 	b.plane.sweep(now, &batch)
 	batch.flush()
 	b.announce(now)

@@ -117,7 +117,7 @@ func (p *plane) purgeRetained() {
 	var gone []string
 	p.mu.RLock()
 	p.retained.match("#", func(topic string, m *storage.Message) bool {
-		if m.Expired(now) {
+		if p.expired(m, now) {
 			gone = append(gone, topic)
 		}
 		return true
@@ -126,7 +126,7 @@ func (p *plane) purgeRetained() {
 	for _, topic := range gone {
 		p.mu.Lock()
 		m, _ := p.retained.get(topic)
-		expired := m != nil && m.Expired(now)
+		expired := m != nil && p.expired(m, now)
 		if expired {
 			p.retained.delete(topic)
 		}

@@ -4,7 +4,6 @@ import (
 	"math"
 	"slices"
 	"sync"
-	"time"
 
 	"penstock/storage"
 )
@@ -96,9 +95,9 @@ type session struct {
 	expiry  uint32 // Session Expiry Interval, seconds
 	agreed  uint32 // the one that the client was told last, or asked for when it left
 	ended   bool
-	left    time.Time // when the client went; for expiry
-	window  int       // deliveries in flight at most
-	unacked int       // deliveries in flight on this connection
+	away    away // since when the client is away
+	window  int  // deliveries in flight at most
+	unacked int  // deliveries in flight on this connection
 
 	queue    ring // unfinished deliveries and those finished out of order, by sequence number
 	next     int  // index in queue of the next one to send on this connection
@@ -244,7 +243,7 @@ func (s *session) pump(b *batch) {
 			s.next++
 			continue
 		}
-		if e.msg.Expires != 0 && e.msg.Expired(s.plane.now()) && !e.tried {
+		if e.msg.Expires != 0 && s.plane.expired(e.msg, s.plane.now()) && !e.tried {
 			s.plane.drop(dropExpired)
 			s.discard(s.next, b)
 			continue
@@ -432,9 +431,9 @@ func (s *session) waiting() int {
 }
 
 // expired reports whether the Session Expiry Interval has passed since the
-// client left. s.mu is held.
-func (s *session) expired(now time.Time) bool {
-	return s.owner == nil && s.expiry != storage.NeverExpires && now.Sub(s.left) >= time.Duration(s.expiry)*time.Second
+// client left, at the stamp now. s.mu is held.
+func (s *session) expired(now int64) bool {
+	return s.owner == nil && s.expiry != storage.NeverExpires && s.away.since != 0 && s.plane.clock.age(s.away.since, now) >= int64(s.expiry)*1000
 }
 
 // drained goes on sending after the connection's output buffer had no room.
@@ -673,7 +672,7 @@ func (s *session) detach(o owner) bool {
 		s.acks.close()
 	}
 	s.owner, s.link, s.acks = nil, nil, nil
-	s.left = time.Now()
+	s.away = away{since: s.plane.now()}
 	return true
 }
 

@@ -39,6 +39,7 @@ type Tx interface {
 	DeleteRetained(topic string) error
 	PutWill(Will) error
 	DeleteWill(clientID string) error
+	ClockTx
 	Commit() error
 	Rollback() error
 }

@@ -236,6 +236,7 @@ func (p *plane) restore() error {
 			// sent, and so may be what lay within the last connection's
 			// window [MQTT-3.3.1-1].
 			e.tried = i < past || open <= p.cfg.Window
+			e.perhaps = e.tried && i >= past
 			s.nextSeq = max(s.nextSeq, e.seq+1)
 		}
 		if fault(faultSeqReuse) {

@@ -57,6 +57,7 @@ type entry struct {
 	share   string // key of the share group that it came by; empty: none
 	durable bool
 	tried   bool // was sent once, on this connection or an earlier one: the next PUBLISH has DUP
+	perhaps bool // that is only likely, after a restart
 }
 
 // inbound is a QoS 2 packet identifier received from the client.
@@ -243,7 +244,7 @@ func (s *session) pump(b *batch) {
 			s.next++
 			continue
 		}
-		if e.msg.Expires != 0 && s.plane.expired(e.msg, s.plane.now()) && !e.tried {
+		if e.msg.Expires != 0 && e.mayExpire() && s.plane.expired(e.msg, s.plane.now()) {
 			s.plane.drop(dropExpired)
 			s.discard(s.next, b)
 			continue
@@ -284,7 +285,7 @@ func (s *session) pump(b *batch) {
 			s.discard(s.next, b)
 			continue
 		}
-		e.state, e.tried = sent, true
+		e.state, e.tried, e.perhaps = sent, true, false
 		s.unacked++
 		s.next++
 	}

@@ -22,8 +22,8 @@ const (
 	markEvery = 10 * time.Minute
 	// markIdle is how long it is while nothing is.
 	markIdle = time.Hour
-	// markSoon is how long there is between two marks at least, also when the
-	// wall clock is set again and again.
+	// markSoon is how long there is at least between two marks that are made
+	// because the wall clock was set: it may be set again and again.
 	markSoon = time.Minute
 	// awayPart is which part of its expiry interval a client is away before that
 	// is stored: 1/8. So one that comes and goes costs the flash two rows in
@@ -35,7 +35,8 @@ const (
 // keepTime's.
 type timekeeping struct {
 	marked  time.Time     // when a mark was last asked for; zero: not in this run
-	moved   bool          // the wall clock was set, or time off counted, since
+	moved   bool          // the wall clock was set, or time off counted, and no mark says so
+	hurried time.Time     // when a mark was last asked for because of that
 	waits   atomic.Bool   // that mark is not durable yet
 	commits atomic.Uint64 // how many there were when it was
 
@@ -55,6 +56,13 @@ type away struct {
 func (p *plane) expired(m *storage.Message, now int64) bool {
 	return m.Expires != 0 && p.clock.age(m.Expires, now) >= 0
 }
+
+// mayExpire reports whether a delivery is dropped when its message expires: not
+// once it was sent. After a restart, one that may have been sent is: else a
+// command would be given hours after its time. Only at QoS 2 the client, if it
+// was sent, would take the next message with the identifier for the same. s.mu is
+// held.
+func (e *entry) mayExpire() bool { return !e.tried || e.perhaps && e.qos < 2 }
 
 // remains returns how long a message that expires has left, in milliseconds.
 func (p *plane) remains(m *storage.Message) int64 { return -p.clock.age(m.Expires, p.now()) }
@@ -131,7 +139,9 @@ func (p *plane) keepTime() {
 		if !k.moved {
 			return
 		}
-	case k.moved && last >= markSoon:
+		k.hurried = time.Now()
+	case k.moved && (counted != 0 || time.Since(k.hurried) >= markSoon):
+		k.hurried = time.Now()
 	case last < markEvery:
 		return
 	default:

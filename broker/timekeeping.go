@@ -1,6 +1,7 @@
 package broker
 
 import (
+	"sync"
 	"sync/atomic"
 	"time"
 
@@ -29,11 +30,15 @@ const (
 	// is stored: 1/8. So one that comes and goes costs the flash two rows in
 	// that time.
 	awayPart = 8
+	// awayMost is how many sessions' rows one mark takes along: the commit makes
+	// acknowledgements wait. A stop has all of them.
+	awayMost = 5000
 )
 
 // timekeeping is when what was last stored. All but waits and commits is
 // keepTime's.
 type timekeeping struct {
+	mu      sync.Mutex    // held by keepTime
 	marked  time.Time     // when a mark was last asked for; zero: not in this run
 	moved   bool          // the wall clock was set, or time off counted, and no mark says so
 	hurried time.Time     // when a mark was last asked for because of that
@@ -119,9 +124,11 @@ func (p *plane) lastMark() {
 	p.mark(sessions, wills, true)
 }
 
-// keepTime does once a second what the clocks ask for. One goroutine calls it.
+// keepTime does once a second what the clocks ask for.
 func (p *plane) keepTime() {
 	k := &p.keep
+	k.mu.Lock()
+	defer k.mu.Unlock()
 	counted, moved := p.clock.tick()
 	if counted != 0 {
 		p.log.Info("time that the machine was off is counted", "off", (time.Duration(counted) * time.Millisecond).String())
@@ -227,7 +234,7 @@ func (p *plane) unkept(stopping bool) (sessions []storage.SessionID, wills []str
 		if !s.mu.TryLock() {
 			continue // busy, so it is not away
 		}
-		if s.worthKeeping(now, stopping) {
+		if (stopping || len(sessions) < awayMost) && s.worthKeeping(now, stopping) {
 			sessions = append(sessions, id)
 		}
 		s.mu.Unlock()

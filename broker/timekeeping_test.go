@@ -3,6 +3,7 @@ package broker
 import (
 	"fmt"
 	"slices"
+	"sync/atomic"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -453,4 +454,61 @@ func TestMarkFollowsTheClock(t *testing.T) {
 		g.cut(time.Hour, nil)
 		g.wantSession("after the jump and a cut", true)
 	})
+}
+
+// The whole broker, with its database and its sockets.
+func TestTimeWithTheWholeBroker(t *testing.T) {
+	var now atomic.Pointer[MachineTime]
+	now.Store(&MachineTime{Wall: boxBegins, Synced: true, Boot: "1", Uptime: 1000})
+	read := func() MachineTime { return *now.Load() }
+	dir := t.TempDir()
+	boot := func() *server {
+		return start(t, dir, func(c *Config, _ *storage.Config) { c.MachineTime = read })
+	}
+	publish := func(s *server) {
+		pub, _ := s.connect(connectOptions{id: "pub", version: 5, clean: true})
+		pub.send(packet(typePublish<<4|2|1, str("a"), u16(1), props5([]byte{propMessageExpiry}, u32(100)), []byte("x")))
+		pub.expectAck(typePuback, 1)
+	}
+	o := connectOptions{id: "c", version: 5, expiry: 60}
+	// after restarts the broker with what the clocks say then, and returns what
+	// the client finds.
+	after := func(s *server, m MachineTime) (_ *server, present bool, got int) {
+		s.stop()
+		now.Store(&m)
+		s = boot()
+		c, present := s.connect(o)
+		c.subscribe(1, "a")
+		return s, present, len(c.got())
+	}
+	s := boot()
+	s.connect(o)
+	publish(s)
+	s, present, got := after(s, MachineTime{Wall: boxBegins + 30e3, Synced: true, Boot: "2", Uptime: 1000})
+	if !present || got != 1 {
+		t.Errorf("off for 30 s: session present %v and %d messages, want it and one", present, got)
+	}
+	s, present, got = after(s, MachineTime{Wall: boxBegins + 30e3 + 365*24*3600e3, Synced: true, Boot: "2", Uptime: 41e3})
+	if !present || got != 1 {
+		t.Errorf("restarted for 40 s with a clock that jumps a year: session present %v and %d messages, want it and one", present, got)
+	}
+	s, present, got = after(s, MachineTime{Wall: 5000, Boot: "3", Uptime: 1000})
+	if !present || got != 1 {
+		t.Errorf("off, and now it is 1970: session present %v and %d messages, want it and one", present, got)
+	}
+	// The time is right again: that is 2 minutes later than when it was stopped.
+	now.Store(&MachineTime{Wall: boxBegins + 30e3 + 365*24*3600e3 + 120e3, Synced: true, Boot: "3", Uptime: 1000})
+	s.b.sweep(time.Now())
+	late, _ := s.connect(connectOptions{id: "late", version: 5, clean: true})
+	late.subscribe(1, "a")
+	if n := len(late.got()); n != 0 {
+		t.Errorf("off for two minutes, as is known now: %d messages, want none", n)
+	}
+	if s.b.plane.session("c") == nil {
+		t.Error("the session of a client that is connected is gone")
+	}
+	_, present, _ = after(s, MachineTime{Wall: boxBegins + 30e3 + 365*24*3600e3 + 240e3, Synced: true, Boot: "4", Uptime: 1000})
+	if present {
+		t.Error("off for two minutes: the session is present, want it gone")
+	}
 }

@@ -469,6 +469,7 @@ func TestTimeWithTheWholeBroker(t *testing.T) {
 		pub, _ := s.connect(connectOptions{id: "pub", version: 5, clean: true})
 		pub.send(packet(typePublish<<4|2|1, str("a"), u16(1), props5([]byte{propMessageExpiry}, u32(100)), []byte("x")))
 		pub.expectAck(typePuback, 1)
+		pub.c.Close()
 	}
 	o := connectOptions{id: "c", version: 5, expiry: 60}
 	// after restarts the broker with what the clocks say then, and returns what
@@ -478,12 +479,14 @@ func TestTimeWithTheWholeBroker(t *testing.T) {
 		now.Store(&m)
 		s = boot()
 		c, present := s.connect(o)
+		defer c.c.Close() // or the stop waits for it
 		c.subscribe(1, "a")
 		return s, present, len(c.got())
 	}
 	s := boot()
-	s.connect(o)
+	c, _ := s.connect(o)
 	publish(s)
+	c.c.Close()
 	s, present, got := after(s, MachineTime{Wall: boxBegins + 30e3, Synced: true, Boot: "2", Uptime: 1000})
 	if !present || got != 1 {
 		t.Errorf("off for 30 s: session present %v and %d messages, want it and one", present, got)
@@ -504,8 +507,9 @@ func TestTimeWithTheWholeBroker(t *testing.T) {
 	if n := len(late.got()); n != 0 {
 		t.Errorf("off for two minutes, as is known now: %d messages, want none", n)
 	}
+	late.c.Close()
 	if s.b.plane.session("c") == nil {
-		t.Error("the session of a client that is connected is gone")
+		t.Error("the session of a client that was here since is gone")
 	}
 	_, present, _ = after(s, MachineTime{Wall: boxBegins + 30e3 + 365*24*3600e3 + 240e3, Synced: true, Boot: "4", Uptime: 1000})
 	if present {

@@ -165,6 +165,12 @@ func TestTimeOff(t *testing.T) {
 			l.want("while a time service may come", 0)
 			return off
 		}, 1},
+		{"a chip that says 1970 until it is set by hand", func(l *timeline) { l.set(0, false) }, func(l *timeline) time.Duration {
+			l.restart(off, true, l.in1970)
+			l.run(time.Hour)
+			l.set(0, false)
+			return off
+		}, 1},
 		{"a chip, and a time service once", nil, func(l *timeline) time.Duration {
 			l.restart(off, true, func() { l.set(0, false) })
 			l.run(time.Hour)

@@ -344,6 +344,58 @@ func TestMessageExpiryOverRestarts(t *testing.T) {
 	}
 }
 
+// What a client has got at QoS 2 is sent again after a restart, also when it has
+// expired: the client would else take the next one with its identifier for it.
+func TestExpiredAtQoS2IsFinished(t *testing.T) {
+	atGateway(t, func(t *testing.T, g *gateway) {
+		c := g.arrive("c", storage.NeverExpires, nil)
+		c.subscribe(2, "t")
+		g.commit()
+		c.publish(storage.Message{Topic: "t", Payload: []byte("x"), QoS: 2, Expires: g.p.now() + 60e3}, 1)
+		g.commit()
+		if len(c.deliveries) != 1 {
+			t.Fatalf("got %v, want one delivery", c.deliveries)
+		}
+		g.cut(time.Hour, nil)
+		if again := g.arrive("c", storage.NeverExpires, nil).deliveries; len(again) != 1 || again[0] != "x id1 qos2 dup true" {
+			t.Errorf("after the restart: got %v, want the same once more", again)
+		}
+	})
+}
+
+// Many sessions that have become worth storing at once do not make one commit
+// long.
+func TestManyAwayAreStoredInParts(t *testing.T) {
+	atGateway(t, func(t *testing.T, g *gateway) {
+		const n = awayMost + 1000
+		for i := range n {
+			g.p.open(&party{r: g.rig}, opening{clientID: fmt.Sprint(i), version: 5, expiry: 30 * 24 * 3600}, &g.b)
+		}
+		g.commit()
+		stored := func() (n int) {
+			img, err := g.store.Load()
+			if err != nil {
+				t.Fatal(err)
+			}
+			for _, s := range img.Sessions {
+				if s.Left != 0 {
+					n++
+				}
+			}
+			return n
+		}
+		g.cut(time.Hour, nil)
+		g.run(11 * time.Minute)
+		if got := stored(); got != awayMost {
+			t.Errorf("after the first mark: %d of %d are stored, want %d", got, n, awayMost)
+		}
+		g.run(10 * time.Minute)
+		if got := stored(); got != n {
+			t.Errorf("after the second: %d of %d are stored", got, n)
+		}
+	})
+}
+
 // A delayed will waits for what is left of its delay, also over a restart, and
 // always long enough for its client to come back.
 func TestWillDelayOverRestarts(t *testing.T) {
@@ -373,6 +425,11 @@ func TestWillDelayOverRestarts(t *testing.T) {
 			g.cut(2*time.Hour, nil)
 			g.arrive("c", 86400, nil)
 		}, 0},
+		{"gone before it was stored", func(g *gateway, c *party) {
+			g.lose(g.arrive("c", 86400, hourly()))
+			g.commit()
+			g.cut(20*time.Minute, nil)
+		}, 40 * time.Minute},
 		{"back, gone, cut", func(g *gateway, c *party) {
 			g.lose(c)
 			g.run(50 * time.Minute)

@@ -157,12 +157,15 @@ func (b *Broker) Run(ctx context.Context) error {
 	case <-flushCtx.Done():
 		b.log.Warn("some connections did not end in time")
 	}
-	b.plane.lastMark()
 	stopJournal()
 	end := make(chan error, 1)
 	go func() {
 		parts.Wait()
 		err := b.journal.Flush(flushCtx)
+		if err == nil { // a group of its own: the mark says that nothing came after it
+			b.plane.lastMark()
+			err = b.journal.Flush(flushCtx)
+		}
 		if err != nil {
 			err = fmt.Errorf("commit at stop: %w", err)
 		}

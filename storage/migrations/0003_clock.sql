@@ -29,3 +29,28 @@ ALTER TABLE session ADD COLUMN left_at INTEGER NOT NULL DEFAULT 0;
 -- When a delayed will is due; 0 while its client is connected, or if it left not
 -- long ago.
 ALTER TABLE will ADD COLUMN due_at INTEGER NOT NULL DEFAULT 0;
+
+-- A binary from before this migration, of an image that fell back, can read the
+-- result and goes on with it, but knows nothing of marks. What a stop in order
+-- has said of who was connected when would still stand when the newer binary
+-- comes back, and sessions of clients that were here all the time would have
+-- expired. So whoever writes without having taken that mark back voids it; the
+-- newer binary takes it back before it serves.
+CREATE TRIGGER clock_void_session_new AFTER INSERT ON session WHEN (SELECT stopped FROM clock) BEGIN
+  UPDATE clock SET wall_ms = 0, true_ms = 0, boot = '', stopped = 0;
+END;
+CREATE TRIGGER clock_void_session AFTER UPDATE ON session WHEN (SELECT stopped FROM clock) BEGIN
+  UPDATE clock SET wall_ms = 0, true_ms = 0, boot = '', stopped = 0;
+END;
+CREATE TRIGGER clock_void_segment AFTER INSERT ON segment WHEN (SELECT stopped FROM clock) BEGIN
+  UPDATE clock SET wall_ms = 0, true_ms = 0, boot = '', stopped = 0;
+END;
+CREATE TRIGGER clock_void_will AFTER INSERT ON will WHEN (SELECT stopped FROM clock) BEGIN
+  UPDATE clock SET wall_ms = 0, true_ms = 0, boot = '', stopped = 0;
+END;
+CREATE TRIGGER clock_void_retained_new AFTER INSERT ON retained WHEN (SELECT stopped FROM clock) BEGIN
+  UPDATE clock SET wall_ms = 0, true_ms = 0, boot = '', stopped = 0;
+END;
+CREATE TRIGGER clock_void_retained AFTER UPDATE ON retained WHEN (SELECT stopped FROM clock) BEGIN
+  UPDATE clock SET wall_ms = 0, true_ms = 0, boot = '', stopped = 0;
+END;

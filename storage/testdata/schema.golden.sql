@@ -44,15 +44,35 @@ CREATE TABLE operator (
     created INTEGER NOT NULL
 ) STRICT, WITHOUT ROWID;
 
+CREATE TRIGGER clock_void_retained AFTER UPDATE ON retained WHEN (SELECT stopped FROM clock) BEGIN
+  UPDATE clock SET wall_ms = 0, true_ms = 0, boot = '', stopped = 0;
+END;
+
+CREATE TRIGGER clock_void_retained_new AFTER INSERT ON retained WHEN (SELECT stopped FROM clock) BEGIN
+  UPDATE clock SET wall_ms = 0, true_ms = 0, boot = '', stopped = 0;
+END;
+
 CREATE TABLE retained (
   topic         TEXT    PRIMARY KEY,
   message       BLOB    NOT NULL          -- packed message (message.go)
 ) STRICT, WITHOUT ROWID;
 
+CREATE TRIGGER clock_void_segment AFTER INSERT ON segment WHEN (SELECT stopped FROM clock) BEGIN
+  UPDATE clock SET wall_ms = 0, true_ms = 0, boot = '', stopped = 0;
+END;
+
 CREATE TABLE segment (
   id            INTEGER PRIMARY KEY,
   body          BLOB    NOT NULL          -- packed records (delivery.go)
 ) STRICT;
+
+CREATE TRIGGER clock_void_session AFTER UPDATE ON session WHEN (SELECT stopped FROM clock) BEGIN
+  UPDATE clock SET wall_ms = 0, true_ms = 0, boot = '', stopped = 0;
+END;
+
+CREATE TRIGGER clock_void_session_new AFTER INSERT ON session WHEN (SELECT stopped FROM clock) BEGIN
+  UPDATE clock SET wall_ms = 0, true_ms = 0, boot = '', stopped = 0;
+END;
 
 CREATE TABLE session (
   id            INTEGER PRIMARY KEY,      -- never used again for another session while a segment names it
@@ -87,6 +107,10 @@ CREATE TABLE token (
 CREATE INDEX token_expires ON token (expires);
 
 CREATE INDEX token_operator ON token (operator);
+
+CREATE TRIGGER clock_void_will AFTER INSERT ON will WHEN (SELECT stopped FROM clock) BEGIN
+  UPDATE clock SET wall_ms = 0, true_ms = 0, boot = '', stopped = 0;
+END;
 
 CREATE TABLE will (                       -- wills of connected clients, and delayed ones that are due
   client_id     TEXT    PRIMARY KEY,

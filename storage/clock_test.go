@@ -1,0 +1,48 @@
+package storage
+
+import (
+	"testing"
+)
+
+// A binary that knows nothing of marks, and writes anything after a stop in
+// order, voids what that stop has said.
+func TestOlderBinaryVoidsTheMark(t *testing.T) {
+	mark := Mark{Stamp: 1000, Wall: 2000, True: 2000, Boot: "b", Uptime: 3, Stopped: true}
+	older := map[string]string{
+		"session, new":  `INSERT INTO session (id, client_id, expiry_s, protocol, created_ms, ceiling, progress) VALUES (2, 'd', 1, 4, 1, 1, x'00')`,
+		"session":       `UPDATE session SET progress = x'00'`,
+		"segment":       `INSERT INTO segment (id, body) VALUES (1, x'00')`,
+		"will":          `INSERT INTO will (client_id, delay_s, message) VALUES ('c', 1, x'00')`,
+		"retained, new": `INSERT INTO retained (topic, message) VALUES ('t', x'00')`,
+		"retained":      `INSERT INTO retained (topic, message) VALUES ('r', x'00') ON CONFLICT DO UPDATE SET message = excluded.message`,
+	}
+	for what, statement := range older {
+		for _, stopped := range []bool{true, false} {
+			db, store := openStore(t)
+			tx, err := store.Begin()
+			if err != nil {
+				t.Fatal(err)
+			}
+			mark.Stopped = stopped
+			for _, err := range []error{
+				tx.PutSession(Session{ID: 1, ClientID: "c"}), tx.PutRetained(&Message{Topic: "r"}),
+				tx.PutLeft(1, 500), tx.PutMark(mark), tx.Commit(),
+			} {
+				if err != nil {
+					t.Fatal(err)
+				}
+			}
+			if _, err := db.write.ExecContext(t.Context(), statement); err != nil {
+				t.Fatal(err)
+			}
+			want := mark
+			if stopped {
+				want = Mark{Stamp: 1000, Uptime: 3}
+			}
+			img := &Image{}
+			if err := store.loadClock(img); err != nil || *img.Mark != want {
+				t.Errorf("%s after a mark that says stopped %v: got %+v, %v, want %+v", what, stopped, *img.Mark, err, want)
+			}
+		}
+	}
+}

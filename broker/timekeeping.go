@@ -120,6 +120,7 @@ func (p *plane) firstMark() {
 
 // lastMark adds to the journal what a stop in order stores.
 func (p *plane) lastMark() {
+	p.clock.tick() // the wall clock may have been set since the last one
 	sessions, wills := p.unkept(true)
 	p.mark(sessions, wills, true)
 }

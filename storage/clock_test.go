@@ -1,6 +1,7 @@
 package storage
 
 import (
+	"errors"
 	"testing"
 )
 
@@ -43,6 +44,36 @@ func TestOlderBinaryVoidsTheMark(t *testing.T) {
 			if err := store.loadClock(img); err != nil || *img.Mark != want {
 				t.Errorf("%s after a mark that says stopped %v: got %+v, %v, want %+v", what, stopped, *img.Mark, err, want)
 			}
+		}
+	}
+}
+
+// What is stored of who is away can be changed by itself, and is taken back by
+// the row that a client which comes back writes.
+func TestAwayIsStoredAndTakenBack(t *testing.T) {
+	_, store := openStore(t)
+	session, will := Session{ID: 1, ClientID: "c"}, Will{ClientID: "c", Message: &Message{Topic: "t"}}
+	for i, step := range []struct {
+		do   func(Tx) []error
+		want int64
+	}{
+		{func(tx Tx) []error { return []error{tx.PutSession(session), tx.PutWill(will)} }, 0},
+		{func(tx Tx) []error { return []error{tx.PutLeft(1, 7), tx.PutWillDue("c", 7)} }, 7},
+		{func(tx Tx) []error { return []error{tx.PutSession(session), tx.PutWill(will)} }, 0},
+	} {
+		tx, err := store.Begin()
+		if err != nil {
+			t.Fatal(err)
+		}
+		if err := errors.Join(append(step.do(tx), tx.Commit())...); err != nil {
+			t.Fatal(err)
+		}
+		img, err := store.Load()
+		if err != nil {
+			t.Fatal(err)
+		}
+		if s, w := img.Sessions[0].Left, img.Wills[0].Due; s != step.want || w != step.want {
+			t.Errorf("step %d: the session left at %d, the will is due at %d, want %d", i, s, w, step.want)
 		}
 	}
 }

@@ -86,9 +86,9 @@ func TestStoreRoundTrip(t *testing.T) {
 		tx.PutInbound(want.Inbound[0]), tx.PutInbound(want.Inbound[0]), tx.PutInbound(Inbound{7, 1}), tx.DeleteInbound(Inbound{7, 1}),
 		tx.PutSegment(want.Segments[0]), tx.PutSegment(StoredSegment{ID: 5, Body: []byte{}}), tx.DeleteSegment(5),
 		tx.PutRetained(&Message{Topic: "a/ü"}), tx.PutRetained(m), tx.PutRetained(&Message{Topic: "b"}), tx.DeleteRetained("b"),
-		tx.PutWill(Will{ClientID: "c", Due: 1, Message: m}), tx.PutWill(want.Wills[0]), tx.PutWillDue("c", 0), tx.PutWillDue("c", want.Wills[0].Due),
+		tx.PutWill(Will{ClientID: "c", Due: 1, Message: m}), tx.PutWill(want.Wills[0]),
 		tx.PutWill(Will{ClientID: "d", Message: m}), tx.DeleteWill("d"), tx.PutWillDue("d", 1),
-		tx.PutSession(Session{ID: 7, ClientID: "c", Expiry: s.Expiry, Protocol: s.Protocol}), tx.PutLeft(7, s.Left), tx.PutLeft(9, 1),
+		tx.PutLeft(7, 1), tx.PutSession(s), tx.PutLeft(9, 1),
 		tx.PutMark(Mark{Stamp: 1}), tx.PutTimeOff(want.TimeOff[1]), tx.PutTimeOff(TimeOff{Era: 1, MS: 7}), tx.PutTimeOff(want.TimeOff[0]),
 		tx.PutSession(Session{ID: 8, ClientID: "e"}), tx.PutSubscription(Subscription{Session: 8, Filter: "x"}),
 		tx.PutInbound(Inbound{8, 2}), tx.DeleteSession(8), // takes all that is its own along

@@ -158,6 +158,9 @@ func (p *plane) keepTime() {
 			return
 		}
 	}
+	if k.moved && counted == 0 {
+		p.log.Info("wall clock was set or synchronised", "now", time.Now().UTC().Format(time.RFC3339))
+	}
 	k.marked, k.moved = time.Now(), false
 	p.mark(sessions, wills, false)
 }

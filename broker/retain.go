@@ -106,8 +106,8 @@ func (p *plane) fullFor(m *storage.Message) bool {
 }
 
 // purgeEvery is how often retained messages that have expired are removed while
-// there is little room for others. Before that they stay: a clock that is ahead
-// for a while after a boot must not cost what it takes for expired.
+// there is little room for others. Before that they stay: nobody is harmed by
+// them, and to look at all of them takes time.
 const purgeEvery = time.Minute
 
 // purgeRetained removes retained messages that have expired. They are delivered

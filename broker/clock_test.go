@@ -1,6 +1,8 @@
 package broker
 
 import (
+	"fmt"
+	"os"
 	"strconv"
 	"testing"
 	"testing/synctest"
@@ -305,3 +307,23 @@ func TestTimeOff(t *testing.T) {
 }
 
 func l1970(l *timeline) { l.in1970() }
+
+// What this machine says, read another way.
+func TestMachineTime(t *testing.T) {
+	before := time.Now()
+	m := machineTime()()
+	if d := m.Wall - before.UnixMilli(); d < 0 || d > 10_000 {
+		t.Errorf("the wall clock is %d ms ahead", d)
+	}
+	text, err := os.ReadFile("/proc/uptime")
+	if err != nil {
+		t.Fatal(err)
+	}
+	var seconds float64
+	if _, err := fmt.Sscan(string(text), &seconds); err != nil {
+		t.Fatal(err)
+	}
+	if d := int64(seconds*1000) - m.Uptime; len(m.Boot) != 36 || d < -100 || d > 10_000 {
+		t.Errorf("boot %q, for %d ms; /proc/uptime says %s", m.Boot, m.Uptime, text)
+	}
+}

@@ -11,7 +11,7 @@ func TestOlderBinaryVoidsTheMark(t *testing.T) {
 	mark := Mark{Stamp: 1000, Wall: 2000, True: 2000, Boot: "b", Uptime: 3, Stopped: true}
 	older := map[string]string{
 		"session, new":  `INSERT INTO session (id, client_id, expiry_s, protocol, created_ms, ceiling, progress) VALUES (2, 'd', 1, 4, 1, 1, x'00')`,
-		"session":       `UPDATE session SET progress = x'00'`,
+		"session":       `UPDATE session SET ceiling = max(ceiling, 5)`,
 		"segment":       `INSERT INTO segment (id, body) VALUES (1, x'00')`,
 		"will":          `INSERT INTO will (client_id, delay_s, message) VALUES ('c', 1, x'00')`,
 		"retained, new": `INSERT INTO retained (topic, message) VALUES ('t', x'00')`,

@@ -35,11 +35,12 @@ ALTER TABLE will ADD COLUMN due_at INTEGER NOT NULL DEFAULT 0;
 -- has said of who was connected when would still stand when the newer binary
 -- comes back, and sessions of clients that were here all the time would have
 -- expired. So whoever writes without having taken that mark back voids it; the
--- newer binary takes it back before it serves.
+-- newer binary takes it back before it serves. Cursors, which are written most,
+-- do not count: a segment or a ceiling was written before them.
 CREATE TRIGGER clock_void_session_new AFTER INSERT ON session WHEN (SELECT stopped FROM clock) BEGIN
   UPDATE clock SET wall_ms = 0, true_ms = 0, boot = '', stopped = 0;
 END;
-CREATE TRIGGER clock_void_session AFTER UPDATE ON session WHEN (SELECT stopped FROM clock) BEGIN
+CREATE TRIGGER clock_void_session AFTER UPDATE OF ceiling, expiry_s ON session WHEN (SELECT stopped FROM clock) BEGIN
   UPDATE clock SET wall_ms = 0, true_ms = 0, boot = '', stopped = 0;
 END;
 CREATE TRIGGER clock_void_segment AFTER INSERT ON segment WHEN (SELECT stopped FROM clock) BEGIN

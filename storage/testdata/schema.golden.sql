@@ -66,7 +66,7 @@ CREATE TABLE segment (
   body          BLOB    NOT NULL          -- packed records (delivery.go)
 ) STRICT;
 
-CREATE TRIGGER clock_void_session AFTER UPDATE ON session WHEN (SELECT stopped FROM clock) BEGIN
+CREATE TRIGGER clock_void_session AFTER UPDATE OF ceiling, expiry_s ON session WHEN (SELECT stopped FROM clock) BEGIN
   UPDATE clock SET wall_ms = 0, true_ms = 0, boot = '', stopped = 0;
 END;
 

@@ -101,6 +101,7 @@ func New(cfg Config, db *storage.DB, log *slog.Logger, passed ...Socket) (_ *Bro
 	if err := b.plane.restore(); err != nil {
 		return nil, err
 	}
+	b.plane.firstMark()
 	opts := mochiOptions(&b.cfg)
 	opts.Logger = slog.New(slog.DiscardHandler)
 	opts.ClientNetReadBufferSize = 512 // it reads one packet
@@ -128,10 +129,12 @@ func (b *Broker) Run(ctx context.Context) error {
 	parts.Go(func() { _ = b.journal.Run(journalCtx) }) // returns nil only
 	parts.Go(func() { b.plane.load(journalCtx) })
 	parts.Go(func() { b.db.Space().Watch(journalCtx) })
+	// Before the first client asks: what has expired while the machine was off
+	// is not there for it.
+	b.sweep(time.Now())
 	for _, l := range b.listeners {
 		b.serving.Go(func() { b.accept(l) })
 	}
-	b.announce(time.Now()) // before the first client asks
 	tick := time.NewTicker(time.Second)
 	defer tick.Stop()
 	for ctx.Err() == nil {
@@ -163,6 +166,10 @@ func (b *Broker) Run(ctx context.Context) error {
 	go func() {
 		parts.Wait()
 		err := b.journal.Flush(flushCtx)
+		if err == nil { // a group of its own: the mark says that nothing came after it
+			b.plane.lastMark()
+			err = b.journal.Flush(flushCtx)
+		}
 		if err != nil {
 			err = fmt.Errorf("commit at stop: %w", err)
 		}
@@ -184,6 +191,7 @@ func (b *Broker) Run(ctx context.Context) error {
 // sweep does what is due once a second.
 func (b *Broker) sweep(now time.Time) {
 	var batch batch
+	b.plane.keepTime()
 	b.plane.sweep(now, &batch)
 	batch.flush()
 	b.announce(now)

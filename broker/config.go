@@ -39,6 +39,8 @@ type Config struct {
 	Listeners        []ListenerConfig `toml:"listener"`
 
 	Version string `toml:"-"` // of the program, as $SYS/broker/version shows it
+
+	MachineTime func() MachineTime `toml:"-"` // reads the machine's clocks; nil, but in tests: as they are
 }
 
 // DefaultConfig returns the defaults.

@@ -233,7 +233,37 @@ func (w *sim) power() {
 	w.boot()
 }
 
+// away adds to the journal since when clients are away, of all that are.
+func (w *sim) away() {
+	var ids []storage.SessionID
+	for _, s := range w.plane.all() {
+		if s.owner == nil && s.id != 0 {
+			ids = append(ids, s.id)
+		}
+	}
+	slices.Sort(ids)
+	w.plane.mark(ids, nil, false)
+}
+
+// here checks, when a CONNACK leaves, that a restart would not take the client
+// for away since an earlier time.
+func (w *sim) here(c *simClient) {
+	img, err := w.store.Load()
+	if err != nil {
+		w.fail("load: %v", err)
+		return
+	}
+	for _, s := range img.Sessions {
+		if s.ClientID == c.name && s.Left != 0 {
+			w.fail("%s: is back, and stored as away", c.name)
+		}
+	}
+}
+
 func (w *sim) commit() {
+	if w.chance(6) {
+		w.away()
+	}
 	w.cut = false
 	err := w.journal.Commit()
 	w.note("commit: %v", err)
@@ -339,6 +369,7 @@ func (w *sim) connack(k *simConn) {
 		}
 	}
 	k.up = true
+	w.here(k.c)
 	p := simPacket{kind: typeConnack}
 	if k.present {
 		p.n = 1

@@ -47,7 +47,7 @@ func (c *conn) below(mark int) bool {
 func (c *conn) sendPublish(m *storage.Message, qos byte, dup, retain bool, packetID uint16, ids []uint32, b *batch) outcome {
 	var expiry uint32
 	if m.Expires != 0 {
-		expiry = uint32(max(1, (m.Expires-c.b.plane.now()+999)/1000))
+		expiry = uint32(max(1, (c.b.plane.remains(m)+999)/1000))
 	}
 	c.outMu.Lock()
 	defer c.outMu.Unlock()

@@ -24,7 +24,8 @@ type plane struct {
 	cfg     *Config
 	log     *slog.Logger
 	journal *storage.Journal
-	now     func() int64 // Unix milliseconds
+	clock   *clock
+	now     func() int64 // the clock's
 	ids     uint64       // packetIDs, less in the model checker
 	block   uint64       // ceilingBlock, less in the model checker
 
@@ -47,6 +48,7 @@ type plane struct {
 	willBytes atomic.Int64
 
 	purged time.Time // when expired retained messages were last removed; sweep's
+	keep   timekeeping
 
 	acl      atomic.Pointer[acl]
 	stopping atomic.Bool
@@ -67,11 +69,17 @@ type plane struct {
 
 // newPlane returns an empty data plane over journal.
 func newPlane(cfg *Config, journal *storage.Journal, log *slog.Logger) *plane {
+	read := cfg.MachineTime
+	if read == nil {
+		read = machineTime()
+	}
+	clock := newClock(read)
 	p := &plane{
 		cfg:      cfg,
 		log:      log,
 		journal:  journal,
-		now:      func() int64 { return time.Now().UnixMilli() },
+		clock:    clock,
+		now:      clock.now,
 		space:    new(storage.Space), // which never is low
 		ids:      packetIDs,
 		block:    ceilingBlock,
@@ -165,11 +173,11 @@ func (p *plane) restore() error {
 	if err != nil {
 		return fmt.Errorf("restore state: %w", err)
 	}
-	now := time.Now()
+	gone := p.resumeTime(img)
 	for _, row := range img.Sessions {
 		s := &session{
 			plane: p, clientID: row.ClientID, id: row.ID, version: row.Protocol, expiry: row.Expiry, agreed: row.Expiry, stale: noStale,
-			nextSeq: row.Ceiling, ceiling: row.Ceiling, reserved: row.Ceiling, left: now,
+			nextSeq: row.Ceiling, ceiling: row.Ceiling, reserved: row.Ceiling, away: restoredAway(row, gone),
 		}
 		if fault(faultSeqReuse) {
 			s.nextSeq = row.Progress.Cursor
@@ -198,7 +206,7 @@ func (p *plane) restore() error {
 			w.Delay = 0 // the session has ended, so its will waits no longer [MQTT-3.1.2-8]
 		}
 		p.willBytes.Add(int64(w.Message.Size()))
-		p.wills[w.ClientID] = &will{msg: w.Message, delay: w.Delay, due: now.Add(p.cfg.WillGrace.D() + time.Duration(w.Delay)*time.Second)}
+		p.wills[w.ClientID] = &will{msg: w.Message, delay: w.Delay, due: p.restoredDue(w), kept: w.Due}
 	}
 	progress := make(map[storage.SessionID]storage.Progress, len(img.Sessions))
 	for _, row := range img.Sessions {
@@ -352,8 +360,8 @@ func (p *plane) open(o owner, c opening, b *batch) opened {
 	case s != nil:
 		present = true
 		s.mu.Lock()
-		changed := s.expiry != c.expiry || s.version != c.version
-		s.expiry, s.version = c.expiry, c.version
+		changed := s.expiry != c.expiry || s.version != c.version || s.away.kept != 0 // or a restart would take it for away
+		s.expiry, s.version, s.away = c.expiry, c.version, away{}
 		row := s.row()
 		s.mu.Unlock()
 		if changed && s.id != 0 {
@@ -443,7 +451,7 @@ func (p *plane) session(clientID string) *session {
 
 // row returns the session's row. s.mu is held, or s is not shared yet.
 func (s *session) row() storage.Session {
-	return storage.Session{ID: s.id, ClientID: s.clientID, Expiry: s.expiry, Protocol: s.version, Created: s.plane.now(), Ceiling: s.ceiling}
+	return storage.Session{ID: s.id, ClientID: s.clientID, Expiry: s.expiry, Protocol: s.version, Created: time.Now().UnixMilli(), Ceiling: s.ceiling, Left: s.away.since}
 }
 
 // putSession writes the row of a persistent session.
@@ -477,6 +485,7 @@ func (p *plane) leave(s *session, o owner, l leaving, b *batch) {
 	if s.agreed = expiry; expiry != s.expiry {
 		s.expiry = expiry
 		if s.id != 0 && expiry != 0 {
+			s.away.kept = s.away.since
 			p.putSession(s.row(), nil)
 		}
 	}
@@ -496,7 +505,7 @@ func (p *plane) leave(s *session, o owner, l leaving, b *batch) {
 		p.fireWill(s.clientID, w, b)
 	default:
 		p.sessMu.Lock()
-		w.due = time.Now().Add(time.Duration(min(w.delay, expiry)) * time.Second)
+		w.due = p.now() + int64(min(w.delay, expiry))*1000
 		p.sessMu.Unlock()
 	}
 	if expiry == 0 {
@@ -572,20 +581,21 @@ func (p *plane) sweep(now time.Time, b *batch) {
 		p.purged = now
 		p.purgeRetained()
 	}
+	at := p.clock.at(now)
 	p.sessMu.Lock()
 	var expired []*session
 	for _, s := range p.sessions {
 		if !s.mu.TryLock() {
 			continue // busy, so it has not been away for long; nobody else's CONNECT is to wait for it
 		}
-		if s.expired(now) {
+		if s.expired(at) {
 			expired = append(expired, s)
 		}
 		s.mu.Unlock()
 	}
 	due := make(map[string]*will)
 	for id, w := range p.wills {
-		if !w.due.IsZero() && !now.Before(w.due) {
+		if p.due(w, at) {
 			due[id] = w
 		}
 	}
@@ -602,7 +612,7 @@ func (p *plane) sweep(now time.Time, b *batch) {
 		b.flush()
 		unlock := p.lockID(s.clientID)
 		s.mu.Lock()
-		still := s.expired(now) && !s.ended // the client may have been here meanwhile
+		still := s.expired(at) && !s.ended // the client may have been here meanwhile
 		s.mu.Unlock()
 		if still {
 			p.sessionsExpired.Add(1)

@@ -195,7 +195,7 @@ func TestSweepLooksTwice(t *testing.T) {
 	r := newRig(t)
 	c := r.connect("c", 10)
 	r.p.leave(c.s, c, leaving{}, &r.b)
-	c.s.left = time.Now().Add(-1001 * time.Second)
+	c.s.away.since = r.p.now() - 1001e3
 	unlock := r.p.lockID("c")
 	swept := make(chan struct{})
 	go func() {
@@ -208,7 +208,7 @@ func TestSweepLooksTwice(t *testing.T) {
 		return strings.Contains(string(buf[:runtime.Stack(buf, true)]), "(*plane).lockID")
 	})
 	c.s.mu.Lock()
-	c.s.left = time.Now() // resumed and gone again
+	c.s.away.since = r.p.now() // resumed and gone again
 	c.s.mu.Unlock()
 	unlock()
 	<-swept

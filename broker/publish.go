@@ -253,7 +253,7 @@ func (p *plane) deliver(d *route, m *storage.Message, kept bool, b *batch, r *re
 	if qos == 0 {
 		switch {
 		case s.link == nil: // QoS 0 is not kept for who is away
-		case m.Expires != 0 && m.Expired(p.now()):
+		case m.Expires != 0 && p.expired(m, p.now()):
 			p.drop(dropExpired)
 		case s.qos0 > 0: // must not overtake what waits
 			if s.qos0 >= maxQoS0Behind || s.full(m.Size()) {

@@ -711,7 +711,7 @@ func TestRefusedConnectChangesNothing(t *testing.T) {
 				if s.waiting() != 1 || s.expiry != 1000 {
 					t.Errorf("after a restart %v: %d messages and an expiry of %d s, want 1 and 1000", boot, s.waiting(), s.expiry)
 				}
-				if w := r.p.wills["c"]; w == nil || string(w.msg.Payload) != "old" || w.due.IsZero() {
+				if w := r.p.wills["c"]; w == nil || string(w.msg.Payload) != "old" || w.due == 0 {
 					t.Errorf("after a restart %v: will is %+v, want the old one, on its way", boot, w)
 				}
 			}

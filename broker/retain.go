@@ -106,8 +106,8 @@ func (p *plane) fullFor(m *storage.Message) bool {
 }
 
 // purgeEvery is how often retained messages that have expired are removed while
-// there is little room for others. Before that they stay: a clock that is ahead
-// for a while after a boot must not cost what it takes for expired.
+// there is little room for others. Before that they stay: nobody is harmed by
+// them, and to look at all of them takes time.
 const purgeEvery = time.Minute
 
 // purgeRetained removes retained messages that have expired. They are delivered
@@ -117,7 +117,7 @@ func (p *plane) purgeRetained() {
 	var gone []string
 	p.mu.RLock()
 	p.retained.match("#", func(topic string, m *storage.Message) bool {
-		if m.Expired(now) {
+		if p.expired(m, now) {
 			gone = append(gone, topic)
 		}
 		return true
@@ -126,7 +126,7 @@ func (p *plane) purgeRetained() {
 	for _, topic := range gone {
 		p.mu.Lock()
 		m, _ := p.retained.get(topic)
-		expired := m != nil && m.Expired(now)
+		expired := m != nil && p.expired(m, now)
 		if expired {
 			p.retained.delete(topic)
 		}

@@ -5,7 +5,6 @@ import (
 	"math"
 	"slices"
 	"sync"
-	"time"
 
 	"penstock/storage"
 )
@@ -60,6 +59,7 @@ type entry struct {
 	share   string // key of the share group that it came by; empty: none
 	durable bool
 	tried   bool // was sent once, on this connection or an earlier one: the next PUBLISH has DUP
+	perhaps bool // that is only likely, after a restart
 }
 
 // inbound is a QoS 2 packet identifier received from the client.
@@ -98,9 +98,9 @@ type session struct {
 	expiry  uint32 // Session Expiry Interval, seconds
 	agreed  uint32 // the one that the client was told last, or asked for when it left
 	ended   bool
-	left    time.Time // when the client went; for expiry
-	window  int       // deliveries in flight at most
-	unacked int       // deliveries in flight on this connection
+	away    away // since when the client is away
+	window  int  // deliveries in flight at most
+	unacked int  // deliveries in flight on this connection
 
 	queue    ring  // unfinished deliveries and those finished out of order, by sequence number, but for what is in spill
 	spill    spill // deliveries that only the disk has
@@ -263,7 +263,7 @@ func (s *session) pump(b *batch) {
 			s.next++
 			continue
 		}
-		if e.msg.Expires != 0 && e.msg.Expired(s.plane.now()) && !e.tried {
+		if e.msg.Expires != 0 && e.mayExpire() && s.plane.expired(e.msg, s.plane.now()) {
 			s.plane.drop(dropExpired)
 			s.discard(s.next, b)
 			continue
@@ -304,7 +304,7 @@ func (s *session) pump(b *batch) {
 			s.discard(s.next, b)
 			continue
 		}
-		e.state, e.tried = sent, true
+		e.state, e.tried, e.perhaps = sent, true, false
 		s.unacked++
 		s.next++
 	}
@@ -451,9 +451,9 @@ func (s *session) waiting() int {
 }
 
 // expired reports whether the Session Expiry Interval has passed since the
-// client left. s.mu is held.
-func (s *session) expired(now time.Time) bool {
-	return s.owner == nil && s.expiry != storage.NeverExpires && now.Sub(s.left) >= time.Duration(s.expiry)*time.Second
+// client left, at the stamp now. s.mu is held.
+func (s *session) expired(now int64) bool {
+	return s.owner == nil && s.expiry != storage.NeverExpires && s.away.since != 0 && s.plane.clock.age(s.away.since, now) >= int64(s.expiry)*1000
 }
 
 // drained goes on sending after the connection's output buffer had no room.
@@ -693,7 +693,7 @@ func (s *session) detach(o owner) bool {
 		s.acks.close()
 	}
 	s.owner, s.link, s.acks = nil, nil, nil
-	s.left = time.Now()
+	s.away = away{since: s.plane.now()}
 	s.unload()
 	return true
 }

@@ -444,6 +444,7 @@ func (s *session) loaded(got []*entry, seg *storage.Segment, upTo uint64) {
 	for _, e := range got {
 		size += int64(e.size)
 		e.tried = s.tried(e.seq)
+		e.perhaps = e.tried && e.seq >= s.triedBelow
 	}
 	if over := size - min(size, r.bytes); over > 0 { // the run counted too little for them
 		s.bytes += over

@@ -178,7 +178,7 @@ func (p *plane) addSome(a *addition, b *batch) bool {
 		if sub.group == nil && !a.sent[f.filter] && len(found) < most && (handling == 0 || handling == 1 && old == nil) { // [MQTT-3.3.1-9] to [MQTT-3.3.1-11]
 			a.sent[f.filter] = true
 			p.retained.match(sub.topic, func(topic string, m *storage.Message) bool {
-				if m.Expired(now) || acl.receive && !acl.allows(s.who, actionReceive, topic) {
+				if p.expired(m, now) || acl.receive && !acl.allows(s.who, actionReceive, topic) {
 					return true
 				}
 				found = append(found, retainedMatch{m, sub})

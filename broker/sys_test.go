@@ -399,7 +399,8 @@ func TestSysIsNotStored(t *testing.T) {
 				t.Errorf("got %d messages, want one every 10 s at least", got)
 			}
 			after := p.b.Stats()
-			if before.Journal.BytesWritten != after.Journal.BytesWritten || before.Journal.Commits != after.Journal.Commits {
+			// One commit is a mark of the clock, for what was written before.
+			if before.Journal.BytesWritten != after.Journal.BytesWritten || after.Journal.Commits > before.Journal.Commits+1 {
 				t.Errorf("%s: %d bytes were written in %d commits, want none", what, after.Journal.BytesWritten-before.Journal.BytesWritten, after.Journal.Commits-before.Journal.Commits)
 			}
 			if after.QueueMessages != 0 {

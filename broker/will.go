@@ -1,8 +1,6 @@
 package broker
 
 import (
-	"time"
-
 	"penstock/storage"
 )
 
@@ -12,7 +10,8 @@ import (
 type will struct {
 	msg   *storage.Message // Expires is the interval in milliseconds plus one, counting from the publication; 0: none
 	delay uint32           // Will Delay Interval, seconds
-	due   time.Time        // when to publish it; zero while the client is connected. Guarded by plane.sessMu
+	due   int64            // stamp of when to publish it; 0 while the client is connected. Guarded by plane.sessMu
+	kept  int64            // the due that is stored, or about to be. Likewise
 	who   *principal       // whose rights count; nil after a restart, when they were checked before
 }
 
@@ -30,12 +29,15 @@ func (p *plane) arm(clientID string, w *will) {
 	// deletion later in the journal, behind its message.
 	p.journal.Change(func(tx storage.Tx) error {
 		p.sessMu.Lock()
-		w := p.wills[clientID]
+		w, due := p.wills[clientID], int64(0)
+		if w != nil {
+			due, w.kept = w.due, w.due
+		}
 		p.sessMu.Unlock()
 		if w == nil {
 			return nil
 		}
-		return tx.PutWill(storage.Will{ClientID: clientID, Delay: w.delay, Message: w.msg})
+		return tx.PutWill(storage.Will{ClientID: clientID, Delay: w.delay, Due: due, Message: w.msg})
 	}, nil)
 }
 

@@ -21,6 +21,7 @@ type Session struct {
 	Created  int64  // Unix milliseconds
 	Ceiling  uint64 // sequence numbers below it may have been used
 	Progress Progress
+	Left     int64 // when the client left, a stamp; 0: it is connected, or left not long ago
 }
 
 // Progress says how far a session's client has come. Sequence numbers below
@@ -52,6 +53,7 @@ type Inbound struct {
 type Will struct {
 	ClientID string
 	Delay    uint32 // Will Delay Interval, seconds
+	Due      int64  // when it is due, a stamp; 0: its client is connected, or left not long ago
 	Message  *Message
 }
 
@@ -63,6 +65,8 @@ type Image struct {
 	Wills         []Will
 	Retained      []*Message
 	Segments      []StoredSegment // without their bodies, ascending by ID
+	Mark          *Mark           // nil: there is none
+	TimeOff       []TimeOff       // ascending by Era
 }
 
 // ClaimRecord is what a segment keeps of one session's claim on a message.

@@ -28,6 +28,7 @@ const (
 	causeSubscription
 	causeInbound
 	causeWill
+	causeClock
 	causeCheckpoint
 	causeOther       // users, tokens and rules, these counts themselves, what another process writes
 	causes           // how many there are
@@ -43,6 +44,7 @@ var causeNames = [causes]string{
 	causeSubscription: "subscription",
 	causeInbound:      "inbound",
 	causeWill:         "will",
+	causeClock:        "clock",
 	causeCheckpoint:   "checkpoint",
 	causeOther:        "other",
 }
@@ -69,6 +71,10 @@ var causeOf = map[string]cause{
 	deleteRetained:     causeRetained,
 	putWill:            causeWill,
 	deleteWill:         causeWill,
+	putLeft:            causeSession,
+	putWillDue:         causeWill,
+	putMark:            causeClock,
+	putTimeOff:         causeClock,
 	putFlash:           causeOther,
 	deleteFlashDay:     causeOther,
 }

@@ -101,7 +101,7 @@ func traffic(t testing.TB, s *sqliteStore, seed uint64, groups int) {
 		case 3:
 			errs = append(errs, tx.PutInbound(Inbound{id, uint16(g)}), tx.PutSubscription(Subscription{Session: id, Filter: "a"}))
 		case 4:
-			errs = append(errs, tx.PutWill(Will{ClientID: "c", Message: &Message{Topic: "w"}}))
+			errs = append(errs, tx.PutWill(Will{ClientID: "c", Message: &Message{Topic: "w"}}), tx.PutMark(Mark{Stamp: g}))
 		}
 		for _, err := range append(errs, tx.Commit()) {
 			if err != nil {

@@ -43,6 +43,7 @@ type Tx interface {
 	DeleteRetained(topic string) error
 	PutWill(Will) error
 	DeleteWill(clientID string) error
+	ClockTx
 	Commit() error
 	Rollback() error
 }

@@ -110,12 +110,14 @@ func TestStoreRoundTrip(t *testing.T) {
 	m := &Message{Topic: "a/ü", Payload: []byte{}, Properties: []byte{1, 1}, Expires: 1 << 41, QoS: 2, Retain: true}
 	want := &Image{
 		Sessions: []Session{{ID: 7, ClientID: "c", Expiry: NeverExpires, Protocol: 5, Created: 3, Ceiling: 16384,
-			Progress: Progress{Cursor: 1 << 40, Finished: []uint64{1<<40 + 2, 1<<40 + 9}, Released: []uint64{1<<40 + 3}}}},
+			Progress: Progress{Cursor: 1 << 40, Finished: []uint64{1<<40 + 2, 1<<40 + 9}, Released: []uint64{1<<40 + 3}}, Left: 1 << 45}},
 		Subscriptions: []Subscription{{Session: 7, Filter: "$share/g/a/#", Options: 0x2E, Identifier: 268435455}},
 		Inbound:       []Inbound{{Session: 7, PacketID: 65535}},
-		Wills:         []Will{{ClientID: "c", Delay: 9, Message: m}},
+		Wills:         []Will{{ClientID: "c", Delay: 9, Due: 1<<45 + 1, Message: m}},
 		Retained:      []*Message{m},
 		Segments:      []StoredSegment{{ID: 4, Head: []byte{4, 5}, Body: []byte{1, 2, 3}}},
+		Mark:          &Mark{Stamp: 2 << 44, Wall: 3, True: 4, OwedFrom: 5, Guessed: true, Boot: "b", Uptime: 6, Stopped: true},
+		TimeOff:       []TimeOff{{Era: 1, MS: 8}, {Era: 2, MS: 9}},
 	}
 	s := want.Sessions[0]
 	for _, err := range []error{
@@ -125,9 +127,13 @@ func TestStoreRoundTrip(t *testing.T) {
 		tx.PutInbound(want.Inbound[0]), tx.PutInbound(want.Inbound[0]), tx.PutInbound(Inbound{7, 1}), tx.DeleteInbound(Inbound{7, 1}),
 		tx.PutSegment(want.Segments[0]), tx.PutSegment(StoredSegment{ID: 5, Body: []byte{}}), tx.DeleteSegment(5),
 		tx.PutRetained(&Message{Topic: "a/ü"}), tx.PutRetained(m), tx.PutRetained(&Message{Topic: "b"}), tx.DeleteRetained("b"),
-		tx.PutWill(want.Wills[0]), tx.PutWill(Will{ClientID: "d", Message: m}), tx.DeleteWill("d"),
+		tx.PutWill(Will{ClientID: "c", Due: 1, Message: m}), tx.PutWill(want.Wills[0]),
+		tx.PutWill(Will{ClientID: "d", Message: m}), tx.DeleteWill("d"), tx.PutWillDue("d", 1),
+		tx.PutLeft(7, 1), tx.PutSession(s), tx.PutLeft(9, 1),
+		tx.PutMark(Mark{Stamp: 1}), tx.PutTimeOff(want.TimeOff[1]), tx.PutTimeOff(TimeOff{Era: 1, MS: 7}), tx.PutTimeOff(want.TimeOff[0]),
 		tx.PutSession(Session{ID: 8, ClientID: "e"}), tx.PutSubscription(Subscription{Session: 8, Filter: "x"}),
 		tx.PutInbound(Inbound{8, 2}), tx.DeleteSession(8), // takes all that is its own along
+		tx.PutMark(*want.Mark), // last: what comes behind one that says stopped voids it
 		tx.Commit(),
 	} {
 		if err != nil {

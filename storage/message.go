@@ -12,17 +12,13 @@ type Message struct {
 	Topic      string
 	Payload    []byte
 	Properties []byte // MQTT 5 PUBLISH properties to pass on, encoded; without expiry, alias and subscription identifiers
-	Expires    int64  // Unix milliseconds; 0 = never [MQTT-3.3.2-5]
+	Expires    int64  // a stamp of the broker's time; 0 = never [MQTT-3.3.2-5]
 	QoS        byte   // as the publisher sent it
 	Retain     bool   // RETAIN flag as the publisher sent it
 }
 
 // Size is what the message counts for in bounds and statistics, in bytes.
 func (m *Message) Size() int { return len(m.Topic) + len(m.Payload) + len(m.Properties) }
-
-// Expired reports whether the message's expiry interval has passed at now
-// (Unix milliseconds).
-func (m *Message) Expired(now int64) bool { return m.Expires != 0 && m.Expires <= now }
 
 const (
 	packedQoS        = 0x03

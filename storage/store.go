@@ -48,7 +48,7 @@ func (db *DB) NewJournal(log *slog.Logger) (*Journal, error) {
 // halves their cost. What a session adds after its end is not written: its id
 // may be given to another one after a restart.
 const (
-	putSession         = `INSERT INTO session (id, client_id, expiry_s, protocol, created_ms, ceiling, progress) VALUES (?,?,?,?,?,?,?) ON CONFLICT (id) DO UPDATE SET expiry_s=excluded.expiry_s, protocol=excluded.protocol ON CONFLICT (client_id) DO UPDATE SET id=excluded.id, expiry_s=excluded.expiry_s, protocol=excluded.protocol, created_ms=excluded.created_ms, ceiling=excluded.ceiling, progress=excluded.progress`
+	putSession         = `INSERT INTO session (id, client_id, expiry_s, protocol, created_ms, ceiling, progress, left_at) VALUES (?,?,?,?,?,?,?,?) ON CONFLICT (id) DO UPDATE SET expiry_s=excluded.expiry_s, protocol=excluded.protocol, left_at=excluded.left_at ON CONFLICT (client_id) DO UPDATE SET id=excluded.id, expiry_s=excluded.expiry_s, protocol=excluded.protocol, left_at=excluded.left_at, created_ms=excluded.created_ms, ceiling=excluded.ceiling, progress=excluded.progress`
 	deleteSession      = `DELETE FROM session WHERE id=?`
 	deleteSessionSubs  = `DELETE FROM subscription WHERE session_id=?`
 	deleteSessionIn    = `DELETE FROM inbound WHERE session_id=?`
@@ -63,7 +63,7 @@ const (
 	deleteSegment      = `DELETE FROM segment WHERE id=?`
 	putRetained        = `INSERT INTO retained (topic, message) VALUES (?,?) ON CONFLICT DO UPDATE SET message=excluded.message`
 	deleteRetained     = `DELETE FROM retained WHERE topic=?`
-	putWill            = `INSERT INTO will (client_id, delay_s, message) VALUES (?,?,?) ON CONFLICT DO UPDATE SET delay_s=excluded.delay_s, message=excluded.message`
+	putWill            = `INSERT INTO will (client_id, delay_s, message, due_at) VALUES (?,?,?,?) ON CONFLICT DO UPDATE SET delay_s=excluded.delay_s, message=excluded.message, due_at=excluded.due_at`
 	deleteWill         = `DELETE FROM will WHERE client_id=?`
 )
 
@@ -157,7 +157,7 @@ type sqliteTx struct{ *sqliteStore }
 // session that ended: a group that is tried again after a commit of unknown
 // fate may find what comes later in it there already.
 func (t *sqliteTx) PutSession(s Session) error {
-	return t.exec(putSession, int64(s.ID), s.ClientID, int64(s.Expiry), int64(s.Protocol), s.Created, int64(s.Ceiling), appendProgress(nil, s.Progress))
+	return t.exec(putSession, int64(s.ID), s.ClientID, int64(s.Expiry), int64(s.Protocol), s.Created, int64(s.Ceiling), appendProgress(nil, s.Progress), s.Left)
 }
 
 func (t *sqliteTx) DeleteSession(id SessionID) error {
@@ -232,7 +232,7 @@ func (t *sqliteTx) PutRetained(m *Message) error {
 func (t *sqliteTx) DeleteRetained(topic string) error { return t.exec(deleteRetained, topic) }
 
 func (t *sqliteTx) PutWill(w Will) error {
-	return t.exec(putWill, w.ClientID, int64(w.Delay), appendMessage(nil, w.Message))
+	return t.exec(putWill, w.ClientID, int64(w.Delay), appendMessage(nil, w.Message), w.Due)
 }
 
 func (t *sqliteTx) DeleteWill(clientID string) error { return t.exec(deleteWill, clientID) }
@@ -286,11 +286,14 @@ func (s *sqliteStore) Load() (*Image, error) {
 // loadRows reads all but the segments.
 func (s *sqliteStore) loadRows() (*Image, error) {
 	img := &Image{}
+	if err := s.loadClock(img); err != nil {
+		return nil, err
+	}
 	var blob []byte
 	var err error
-	err = s.each(`SELECT id, client_id, expiry_s, protocol, created_ms, ceiling, progress FROM session ORDER BY id`, func(r *sql.Rows) error {
+	err = s.each(`SELECT id, client_id, expiry_s, protocol, created_ms, ceiling, progress, left_at FROM session ORDER BY id`, func(r *sql.Rows) error {
 		var v Session
-		if err := r.Scan(&v.ID, &v.ClientID, &v.Expiry, &v.Protocol, &v.Created, &v.Ceiling, &blob); err != nil {
+		if err := r.Scan(&v.ID, &v.ClientID, &v.Expiry, &v.Protocol, &v.Created, &v.Ceiling, &blob, &v.Left); err != nil {
 			return err
 		}
 		if v.Progress, err = decodeProgress(blob); err != nil {
@@ -320,10 +323,10 @@ func (s *sqliteStore) loadRows() (*Image, error) {
 	if err != nil {
 		return nil, fmt.Errorf("load inbound identifiers: %w", err)
 	}
-	err = s.each(`SELECT client_id, delay_s, message FROM will`, func(r *sql.Rows) error {
+	err = s.each(`SELECT client_id, delay_s, message, due_at FROM will`, func(r *sql.Rows) error {
 		v := Will{}
 		var body []byte
-		if err := r.Scan(&v.ClientID, &v.Delay, &body); err != nil {
+		if err := r.Scan(&v.ClientID, &v.Delay, &body, &v.Due); err != nil {
 			return err
 		}
 		u := unpacker{buf: body}

@@ -41,12 +41,14 @@ type rows struct {
 	segments map[int64]storage.StoredSegment
 	retained map[string]*storage.Message
 	wills    map[string]storage.Will
+	mark     *storage.Mark // never changed
+	off      map[int64]storage.TimeOff
 }
 
 func (r rows) clone() rows {
 	return rows{
 		maps.Clone(r.sessions), maps.Clone(r.subs), maps.Clone(r.inbound),
-		maps.Clone(r.segments), maps.Clone(r.retained), maps.Clone(r.wills),
+		maps.Clone(r.segments), maps.Clone(r.retained), maps.Clone(r.wills), r.mark, maps.Clone(r.off),
 	}
 }
 
@@ -65,7 +67,10 @@ func (m *Memory) Close() error { return nil }
 
 // Load implements storage.Store.
 func (m *Memory) Load() (*storage.Image, error) {
-	img := &storage.Image{}
+	img := &storage.Image{Mark: m.rows.mark}
+	for _, era := range slices.Sorted(maps.Keys(m.rows.off)) {
+		img.TimeOff = append(img.TimeOff, m.rows.off[era])
+	}
 	for _, id := range slices.Sorted(maps.Keys(m.rows.sessions)) {
 		img.Sessions = append(img.Sessions, m.rows.sessions[id])
 	}
@@ -138,7 +143,7 @@ func put[K comparable, V any](m *map[K]V, k K, v V) {
 func (t *tx) PutSession(s storage.Session) error {
 	return t.add(func(r *rows) {
 		if old, ok := r.sessions[s.ID]; ok {
-			old.Expiry, old.Protocol = s.Expiry, s.Protocol
+			old.Expiry, old.Protocol, old.Left = s.Expiry, s.Protocol, s.Left
 			s = old
 		}
 		// As in SQLite, a client has one row.
@@ -232,6 +237,32 @@ func (t *tx) PutWill(w storage.Will) error {
 
 func (t *tx) DeleteWill(clientID string) error {
 	return t.add(func(r *rows) { delete(r.wills, clientID) })
+}
+
+func (t *tx) PutMark(m storage.Mark) error {
+	return t.add(func(r *rows) { r.mark = &m })
+}
+
+func (t *tx) PutTimeOff(o storage.TimeOff) error {
+	return t.add(func(r *rows) { put(&r.off, o.Era, o) })
+}
+
+func (t *tx) PutLeft(id storage.SessionID, stamp int64) error {
+	return t.add(func(r *rows) {
+		if s, ok := r.sessions[id]; ok {
+			s.Left = stamp
+			r.sessions[id] = s
+		}
+	})
+}
+
+func (t *tx) PutWillDue(clientID string, stamp int64) error {
+	return t.add(func(r *rows) {
+		if w, ok := r.wills[clientID]; ok {
+			w.Due = stamp
+			r.wills[clientID] = w
+		}
+	})
 }
 
 func (t *tx) Commit() error {

@@ -8,6 +8,18 @@ CREATE TABLE acl_rule (
     allow     INTEGER NOT NULL CHECK (allow IN (0, 1))
 ) STRICT;
 
+CREATE TABLE clock (                      -- one row: what the clocks said when it was written
+  id            INTEGER PRIMARY KEY CHECK (id = 1),
+  stamp         INTEGER NOT NULL,         -- the broker's time
+  wall_ms       INTEGER NOT NULL,         -- what the wall clock said, Unix milliseconds; 0: nothing that makes sense
+  true_ms       INTEGER NOT NULL,         -- what it would have said since the kernel last vouched for it; 0: it never did
+  owed_from     INTEGER NOT NULL,         -- era before which there may be time off not counted yet; 0: there is none
+  guessed       INTEGER NOT NULL,         -- 1: time off before this boot was counted by an unsynchronised clock
+  boot          TEXT    NOT NULL,         -- which boot of the machine; '': nobody knows
+  boot_ms       INTEGER NOT NULL,         -- time since that boot
+  stopped       INTEGER NOT NULL          -- 1: written by a stop in order, so that nothing came after it
+) STRICT;
+
 CREATE TABLE credential (
     username TEXT    NOT NULL PRIMARY KEY,
     hash     TEXT    NOT NULL,
@@ -39,10 +51,22 @@ CREATE TABLE operator (
     created INTEGER NOT NULL
 ) STRICT, WITHOUT ROWID;
 
+CREATE TRIGGER clock_void_retained AFTER UPDATE ON retained WHEN (SELECT stopped FROM clock) BEGIN
+  UPDATE clock SET wall_ms = 0, true_ms = 0, boot = '', stopped = 0;
+END;
+
+CREATE TRIGGER clock_void_retained_new AFTER INSERT ON retained WHEN (SELECT stopped FROM clock) BEGIN
+  UPDATE clock SET wall_ms = 0, true_ms = 0, boot = '', stopped = 0;
+END;
+
 CREATE TABLE retained (
   topic         TEXT    PRIMARY KEY,
   message       BLOB    NOT NULL          -- packed message (message.go)
 ) STRICT, WITHOUT ROWID;
+
+CREATE TRIGGER clock_void_segment AFTER INSERT ON segment WHEN (SELECT stopped FROM clock) BEGIN
+  UPDATE clock SET wall_ms = 0, true_ms = 0, boot = '', stopped = 0;
+END;
 
 CREATE TABLE segment (
   id            INTEGER PRIMARY KEY,
@@ -55,6 +79,14 @@ CREATE TABLE "segment_old" (
   body          BLOB    NOT NULL          -- packed records (delivery.go)
 ) STRICT;
 
+CREATE TRIGGER clock_void_session AFTER UPDATE OF ceiling, expiry_s ON session WHEN (SELECT stopped FROM clock) BEGIN
+  UPDATE clock SET wall_ms = 0, true_ms = 0, boot = '', stopped = 0;
+END;
+
+CREATE TRIGGER clock_void_session_new AFTER INSERT ON session WHEN (SELECT stopped FROM clock) BEGIN
+  UPDATE clock SET wall_ms = 0, true_ms = 0, boot = '', stopped = 0;
+END;
+
 CREATE TABLE session (
   id            INTEGER PRIMARY KEY,      -- never used again for another session while a segment names it
   client_id     TEXT    NOT NULL UNIQUE,
@@ -63,7 +95,7 @@ CREATE TABLE session (
   created_ms    INTEGER NOT NULL,         -- Unix milliseconds, for people only: the clock may be wrong
   ceiling       INTEGER NOT NULL,         -- sequence numbers below it may have been used; a restart goes on from here
   progress      BLOB    NOT NULL          -- cursor, finished and released sequence numbers (delivery.go, Progress)
-) STRICT;
+, left_at INTEGER NOT NULL DEFAULT 0) STRICT;
 
 CREATE TABLE subscription (
   session_id    INTEGER NOT NULL,
@@ -72,6 +104,11 @@ CREATE TABLE subscription (
   identifier    INTEGER NOT NULL,         -- Subscription Identifier, 0 = none
   PRIMARY KEY (session_id, filter)
 ) STRICT, WITHOUT ROWID;
+
+CREATE TABLE time_off (                   -- time off that was counted only after stamps of its era had been given
+  era           INTEGER PRIMARY KEY,      -- earlier eras are that much longer ago
+  ms            INTEGER NOT NULL
+) STRICT;
 
 CREATE TABLE token (
     hash      BLOB    NOT NULL PRIMARY KEY CHECK (length(hash) = 32),
@@ -84,9 +121,13 @@ CREATE INDEX token_expires ON token (expires);
 
 CREATE INDEX token_operator ON token (operator);
 
+CREATE TRIGGER clock_void_will AFTER INSERT ON will WHEN (SELECT stopped FROM clock) BEGIN
+  UPDATE clock SET wall_ms = 0, true_ms = 0, boot = '', stopped = 0;
+END;
+
 CREATE TABLE will (                       -- wills of connected clients, and delayed ones that are due
   client_id     TEXT    PRIMARY KEY,
   delay_s       INTEGER NOT NULL,         -- Will Delay Interval, seconds
   message       BLOB    NOT NULL
-) STRICT, WITHOUT ROWID;
+, due_at INTEGER NOT NULL DEFAULT 0) STRICT, WITHOUT ROWID;
 

@@ -68,7 +68,7 @@ func (s *sqliteStore) connect() error {
 	conn, err := pool.Conn(context.Background())
 	if err != nil {
 		_ = pool.Close() // the error that counts is the one above
-		return fmt.Errorf("open journal connection: %w", err)
+		return s.suspect(fmt.Errorf("open journal connection: %w", err))
 	}
 	s.pool, s.conn, s.stmts = pool, conn, make(map[string]*sql.Stmt)
 	return nil
@@ -99,7 +99,7 @@ func (s *sqliteStore) statement(query string) (*sql.Stmt, error) {
 	if st == nil {
 		var err error
 		if st, err = s.conn.PrepareContext(context.Background(), query); err != nil {
-			return nil, fmt.Errorf("prepare %.24s: %w", query, err)
+			return nil, s.suspect(fmt.Errorf("prepare %.24s: %w", query, err))
 		}
 		s.stmts[query] = st
 	}
@@ -112,9 +112,17 @@ func (s *sqliteStore) exec(query string, args ...any) error {
 		return err
 	}
 	if _, err := st.Exec(args...); err != nil {
-		return fmt.Errorf("%.24s: %w", query, err)
+		return s.suspect(fmt.Errorf("%.24s: %w", query, err))
 	}
 	return nil
+}
+
+// suspect is DB.suspect, for a store that may have no DB.
+func (s *sqliteStore) suspect(err error) error {
+	if s.db == nil {
+		return err
+	}
+	return s.db.suspect(err)
 }
 
 // Begin implements Store.
@@ -184,7 +192,7 @@ func (t *sqliteTx) Segment(id int64) (body []byte, err error) {
 		return nil, nil
 	}
 	if err != nil {
-		return nil, fmt.Errorf("read segment: %w", err)
+		return nil, t.suspect(fmt.Errorf("read segment: %w", err))
 	}
 	return body, nil
 }
@@ -215,8 +223,22 @@ func (t *sqliteTx) Commit() error {
 // not to be trusted, and closing it rolls back.
 func (t *sqliteTx) Rollback() error { return t.disconnect() }
 
-// Load implements Store. A record that is torn costs itself, and not the start.
+// Load implements Store. A record that is torn costs itself, and not the start. A
+// database that cannot be read is salvaged, which closes db and opens it anew:
+// nobody else may be using it yet.
 func (s *sqliteStore) Load() (*Image, error) {
+	img, err := s.load()
+	if err == nil || !isUnreadable(err) {
+		return img, err
+	}
+	if err := errors.Join(s.disconnect(), s.db.mendOpen(context.Background(), err)); err != nil {
+		return nil, err
+	}
+	return s.load()
+}
+
+// load is Load of a database that can be read.
+func (s *sqliteStore) load() (*Image, error) {
 	if err := s.connect(); err != nil {
 		return nil, err
 	}

@@ -30,7 +30,10 @@ type statusJSON struct {
 
 	Queue   queueJSON   `json:"queue"`
 	Journal journalJSON `json:"journal"`
-	Panel   *panelJSON  `json:"panel"` // null without LEDs
+	// Salvage is the report of the last damaged database; null if there was
+	// none, or it was acknowledged.
+	Salvage *storage.SalvageReport `json:"salvage"`
+	Panel   *panelJSON             `json:"panel"` // null without LEDs
 }
 
 type listenerJSON struct {
@@ -100,6 +103,7 @@ func (s *Server) status() statusJSON {
 			Failing:              st.Journal.Failing,
 		},
 	}
+	j.Salvage = st.Salvage
 	for _, l := range s.deps.Broker.Listeners() {
 		j.Listeners = append(j.Listeners, listenerJSON{l.Name, l.Protocol, l.Addr.String(), l.Connections})
 	}

@@ -118,26 +118,39 @@ func New(cfg Config, db *storage.DB, log *slog.Logger, passed ...Socket) (_ *Bro
 
 // Run serves until ctx ends. Then clients get a DISCONNECT that says so, what
 // is pending is committed, and Run returns, within stopTimeout, be it with an
-// error because the disk does not answer.
+// error because the disk does not answer. It ends by itself, with an error that
+// wraps storage.ErrDamaged, when the database is found so damaged that nothing
+// can be committed: opening it again salvages it.
 func (b *Broker) Run(ctx context.Context) error {
 	journalCtx, stopJournal := context.WithCancel(context.Background())
 	defer stopJournal()
 	var parts sync.WaitGroup
-	parts.Go(func() { _ = b.journal.Run(journalCtx) }) // returns nil only
+	damaged := make(chan error, 1)
+	parts.Go(func() {
+		if err := b.journal.Run(journalCtx); err != nil {
+			damaged <- err
+		}
+	})
+	salvageCtx, stopSalvage := context.WithCancel(ctx)
+	defer stopSalvage()
+	parts.Go(func() { b.goOnSalvaging(salvageCtx) })
 	for _, l := range b.listeners {
 		b.serving.Go(func() { b.accept(l) })
 	}
 	b.announce(time.Now()) // before the first client asks
 	tick := time.NewTicker(time.Second)
 	defer tick.Stop()
-	for ctx.Err() == nil {
+	var broken error
+	for ctx.Err() == nil && broken == nil {
 		select {
 		case <-ctx.Done():
+		case broken = <-damaged:
 		case now := <-tick.C:
 			b.sweep(now)
 		}
 	}
 
+	stopSalvage()
 	b.stopping.Store(true)
 	b.plane.stopping.Store(true)
 	b.closeListeners()
@@ -158,9 +171,11 @@ func (b *Broker) Run(ctx context.Context) error {
 	end := make(chan error, 1)
 	go func() {
 		parts.Wait()
-		err := b.journal.Flush(flushCtx)
-		if err != nil {
-			err = fmt.Errorf("commit at stop: %w", err)
+		err := broken
+		if err == nil {
+			if err = b.journal.Flush(flushCtx); err != nil {
+				err = fmt.Errorf("commit at stop: %w", err)
+			}
 		}
 		end <- errors.Join(err, b.journal.Close())
 	}()
@@ -373,6 +388,7 @@ func (b *Broker) Stats() Stats {
 	s.Subscriptions = int64(p.subs.len()-len(p.groups)) + s.SharedSubscriptions
 	s.Retained, s.RetainedBytes = int64(p.retained.len()-p.retained.own), p.retained.bytes
 	p.mu.RUnlock()
+	s.Salvage = b.db.Salvage()
 	return s
 }
 
@@ -387,6 +403,14 @@ func (b *Broker) Health() Health {
 	if j.Writing > slowCommit {
 		h.Ready, h.Degraded = false, true
 		h.Reasons = append(h.Reasons, fmt.Sprintf("storage: a commit has been running for %d s, acknowledgements wait", int(j.Writing.Seconds())))
+	}
+	if why := b.db.Damage(); why != "" {
+		h.Degraded = true
+		h.Reasons = append(h.Reasons, "damage: the next start salvages the database: "+why)
+	}
+	if r := b.db.Salvage(); r != nil {
+		h.Degraded = true
+		h.Reasons = append(h.Reasons, r.Summary())
 	}
 	return h
 }

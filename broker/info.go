@@ -78,6 +78,7 @@ type Stats struct {
 	QueueBytes    int64 // topic, payload and properties of those, bytes
 
 	Journal storage.JournalStats
+	Salvage *storage.SalvageReport // of the last damaged database; nil if there was none, or it was acknowledged
 }
 
 // Packets returns how many PUBLISH packets came and went, at any QoS.

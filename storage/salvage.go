@@ -17,6 +17,7 @@ import (
 	"sync"
 	"syscall"
 	"time"
+	"unicode/utf8"
 )
 
 const (
@@ -62,6 +63,23 @@ type SalvageReport struct {
 	// Unclaimed counts messages for sessions that are not there. Where the
 	// sessions could be read in full these had ended before.
 	Unclaimed int `json:"unclaimed"`
+}
+
+// Summary says in a line what happened and how much is lost.
+func (r *SalvageReport) Summary() string {
+	lost, unknown := 0, false
+	for _, t := range r.Tables {
+		lost += t.Lost
+		unknown = unknown || t.Unknown
+	}
+	s := fmt.Sprintf("salvage: the database was damaged and was salvaged at %s, %d rows are known to be lost", r.Time.Format(time.RFC3339), lost)
+	if unknown {
+		s += " and perhaps others"
+	}
+	if r.Running {
+		s += "; queues are still being read"
+	}
+	return s
 }
 
 // SalvagedRows says what became of a table.
@@ -858,8 +876,8 @@ func (b *builder) readSegments(began time.Time, budget time.Duration) error {
 func (b *builder) mended(body []byte) []byte {
 	var whole []byte
 	err := DecodeSegment(body, func(r Record) {
-		if r.Message.Topic == "" || len(r.Claims) == 0 {
-			return // what zeros look like
+		if !sound(&r) {
+			return
 		}
 		whole = appendMessage(whole, r.Message)
 		whole = append(whole, 0, 0, 0)
@@ -1039,6 +1057,9 @@ func (db *DB) remaining(ctx context.Context, from salvageSource, give func([]Sal
 // not finished, and how many claims are of sessions that are not there.
 func claimed(body []byte, sessions map[SessionID]Session) (recs []SalvagedRecord, unclaimed int) {
 	_ = DecodeSegment(body, func(r Record) { // what is behind a tear is lost
+		if !sound(&r) {
+			return
+		}
 		out := SalvagedRecord{Message: r.Message}
 		for _, c := range r.Claims {
 			s, ok := sessions[c.Session]
@@ -1053,11 +1074,27 @@ func claimed(body []byte, sessions map[SessionID]Session) (recs []SalvagedRecord
 			}
 			out.Claims = append(out.Claims, SalvagedClaim{ClientID: s.ClientID, ClaimRecord: c})
 		}
-		if r.Message.Topic != "" && len(out.Claims) > 0 {
+		if len(out.Claims) > 0 {
 			recs = append(recs, out)
 		}
 	})
 	return recs, unclaimed
+}
+
+// sound reports whether a record that was found in a damaged database can be one
+// of ours, and mends what is known to be wrong: a client that is sent a message
+// that breaks MQTT's rules would leave and never get behind it.
+func sound(r *Record) bool {
+	topic := r.Message.Topic
+	if topic == "" || !utf8.ValidString(topic) || strings.ContainsAny(topic, "+#\x00") {
+		return false // among them zeros
+	}
+	for i := range r.Claims {
+		if c := &r.Claims[i]; c.QoS != 2 {
+			c.QoS = 1
+		}
+	}
+	return len(r.Claims) > 0
 }
 
 // noteSalvage changes what is known of the salvage, and makes it durable.

@@ -23,6 +23,7 @@ import (
 // imageFiles are the files of a database at one moment, as a power cut leaves them.
 type imageFiles struct {
 	main, wal []byte // nil: there is none
+	mark      []byte // that it was found damaged, likewise
 	// bodies are those that segments ever had, rows what else there ever was.
 	bodies map[int64][][]byte
 	rows   map[string]bool
@@ -31,7 +32,7 @@ type imageFiles struct {
 // write puts the files into dir.
 func (f imageFiles) write(t testing.TB, dir string) {
 	t.Helper()
-	for name, b := range map[string][]byte{fileName: f.main, fileName + "-wal": f.wal} {
+	for name, b := range map[string][]byte{fileName: f.main, fileName + "-wal": f.wal, markName: f.mark} {
 		if b == nil {
 			continue
 		}

@@ -442,6 +442,12 @@ func openSource(path string) (*source, error) {
 		readers[i], sizes[i] = f, info.Size()
 	}
 	s.walker = newWalker(openPages(readers[0], sizes[0], readers[1], sizes[1]))
+	s.readSchema()
+	return s, nil
+}
+
+// readSchema notes where the tables are.
+func (s *source) readSchema() {
 	s.tree(1, true, func(c cell) bool {
 		rec, _ := s.record(c)
 		v := decodeRecord(rec)
@@ -455,7 +461,6 @@ func openSource(path string) (*source, error) {
 		}
 		return true
 	})
-	return s, nil
 }
 
 // Close closes the files. It may be called twice.

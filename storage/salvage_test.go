@@ -436,6 +436,10 @@ func TestSalvage(t *testing.T) {
 			t.Errorf("%s: took %s", name, took)
 		}
 		got := rowsOf(t, db.read)
+		before := total(got)
+		if usable(got); total(got) != before {
+			t.Errorf("%s: %d rows belong to others that are not there", name, before-total(got))
+		}
 		report := db.Salvage()
 		if report != nil {
 			salvages++

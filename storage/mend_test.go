@@ -292,6 +292,23 @@ func TestSalvageLeavesOutWhatIsNobodys(t *testing.T) {
 	}
 }
 
+// On a young gateway all is in the log. Where the file is missing, or empty, SQLite
+// would delete that.
+func TestLogWithoutItsFile(t *testing.T) {
+	db, store := openStore(t)
+	fill(t, db, store)
+	log := readImage(t, filepath.Dir(db.path)).wal
+	for name, main := range map[string][]byte{"missing": nil, "empty": {}} {
+		dir := t.TempDir()
+		imageFiles{main: main, wal: log}.write(t, dir)
+		db, _, _ := reopen(t, dir)
+		if db.Salvage() == nil {
+			t.Fatalf("%s: not salvaged", name)
+		}
+		verified(t, db.path, filled)
+	}
+}
+
 // A number that cannot be is damage, and does not keep the broker from starting.
 func TestOldestReaderThatCannotBe(t *testing.T) {
 	dir := t.TempDir()

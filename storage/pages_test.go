@@ -56,8 +56,9 @@ func pagesImage(t testing.TB, size int) (f imageFiles, rows map[string][][]any) 
 		exec(`INSERT INTO subscription VALUES (?,?,?,?)`, i+1, "f/"+strings.Repeat("y", i*40), 1, 300)
 		exec(`INSERT INTO inbound VALUES (?,?)`, i+1, 65535-i)
 		exec(`INSERT INTO operator VALUES (?,?,?,?)`, fmt.Sprint("o", i), "admin", "hash", 1)
-		exec(`INSERT INTO acl_rule VALUES (?,?,?,?,?,?,?)`, i+1, "u", "", "", "any", "#", 1)
+		exec(`INSERT INTO acl_rule VALUES (?,?,?,?,?,?,?)`, i+1, "u", "", "", "any", strings.Repeat("z", i*size/6), 1)
 	}
+	exec(`UPDATE acl_rule SET username = 'new'`) // one transaction of many pages, the last one
 	rows = rowsOf(t, pool)
 	f = readImage(t, filepath.Dir(path))
 	return f, rows
@@ -156,12 +157,36 @@ func TestPagesOfCommittedFrames(t *testing.T) {
 		"other salts":              func() []byte { b := bytes.Clone(f.wal); b[last+8] ^= 1; return b }(),
 	} {
 		got := sourceOf(f.main, wal).everything()
-		if n := len(got["acl_rule"]); n != len(want["acl_rule"])-1 {
-			t.Errorf("%s: got %d rules, want all but the last of %d", name, n, len(want["acl_rule"]))
+		for _, r := range got["acl_rule"] {
+			if r[1] == "new" {
+				t.Errorf("%s: rule %d is from the last transaction", name, r[0])
+			}
+		}
+		if n := len(got["acl_rule"]); n != len(want["acl_rule"]) {
+			t.Errorf("%s: got %d rules, want %d", name, n, len(want["acl_rule"]))
 		}
 		if n := len(got["operator"]); n != len(want["operator"]) {
 			t.Errorf("%s: got %d operators, want %d", name, n, len(want["operator"]))
 		}
+	}
+}
+
+// A tree whose pages lead back to their parents is walked once.
+func TestTreesThatLeadBack(t *testing.T) {
+	const size, cells = 512, 50
+	page := make([]byte, size)
+	page[0] = tableInterior
+	binary.BigEndian.PutUint16(page[3:], cells)
+	binary.BigEndian.PutUint32(page[8:], 2)
+	for i := range cells {
+		at := size - 5*(i+1)
+		binary.BigEndian.PutUint16(page[12+2*i:], uint16(at))
+		binary.BigEndian.PutUint32(page[at:], 2)
+	}
+	file := append(make([]byte, size), page...)
+	w := newWalker(&pageFile{main: bytes.NewReader(file), length: int64(len(file)), wal: strings.NewReader(""), size: size, count: 2})
+	if d := w.tree(2, true, func(cell) bool { return true }); d.pages != cells+1 {
+		t.Errorf("got %+v, want %d pages that lead back", d, cells+1)
 	}
 }
 

@@ -48,7 +48,7 @@ func pagesImage(t testing.TB, size int) (f imageFiles, rows map[string][][]any) 
 		}
 		body := append(message(i*i*30), 1)
 		body = appendClaim(body, ClaimRecord{Session: SessionID(i + 1), Seq: 3, QoS: 1})
-		exec(`INSERT INTO session VALUES (?,?,?,?,?,?,?)`, i+1, fmt.Sprint("client", i), int64(NeverExpires), 5, -7, 1<<40, appendProgress(nil, Progress{Cursor: uint64(i)}))
+		exec(`INSERT INTO session VALUES (?,?,?,?,?,?,?)`, i+1, fmt.Sprint("client", i), int64(NeverExpires), 5, -7, int64(1)<<40, appendProgress(nil, Progress{Cursor: uint64(i)}))
 		exec(`INSERT INTO segment VALUES (?,?)`, i+1, body)
 		exec(`INSERT INTO retained VALUES (?,?)`, "t", message(i*200))
 		exec(`DELETE FROM retained WHERE topic = 't'`)

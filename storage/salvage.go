@@ -474,35 +474,70 @@ func (s *source) Close() error {
 }
 
 // guessRoots fills in roots that the schema does not name. usual are those of a
-// new database: all databases were new once, and tables do not move. One is
-// taken only if a row of the table is found there.
+// new database: all databases were new once, and tables do not move, but for a
+// restored one. A root is taken if a row of the table is found there, and an
+// empty page if others are where they were and none is not.
 func (s *source) guessRoots(usual map[string]uint32) {
+	var empty []string
+	right, wrong := 0, 0
 	for _, t := range salvagedTables() {
-		if _, ok := s.roots[t.name]; !ok && s.looksLike(usual[t.name], &t) {
-			s.roots[t.name] = usual[t.name]
+		if _, ok := s.roots[t.name]; ok {
+			continue
 		}
+		switch s.look(usual[t.name], &t) {
+		case lookRight:
+			s.roots[t.name] = usual[t.name]
+			right++
+		case lookEmpty:
+			empty = append(empty, t.name)
+		case lookWrong:
+			wrong++
+		}
+	}
+	if right < 2 || wrong > 0 {
+		return
+	}
+	for _, name := range empty {
+		s.roots[name] = usual[name]
 	}
 }
 
-// looksLike reports whether the first row below a page is one of the table.
-func (s *source) looksLike(root uint32, t *salvagedTable) bool {
+// What a page looks like that may be a table's root.
+const (
+	lookDamaged = iota // nobody knows
+	lookRight          // there is a row of the table
+	lookEmpty          // it may be, without rows
+	lookWrong          // it is of something else
+)
+
+// look looks at the first row below a page.
+func (s *source) look(root uint32, t *salvagedTable) int {
 	n := node{page: make([]byte, s.size)}
 	for range treeDepth {
-		if root <= 1 || root > s.count || s.seen.has(root) || !s.read(root, n.page) || !n.parse() || n.table() != t.rowid || n.cells == 0 {
-			return false
+		if root <= 1 || root > s.count || !s.read(root, n.page) || !n.parse() {
+			return lookDamaged
+		}
+		if n.table() != t.rowid || s.seen.has(root) {
+			return lookWrong
+		}
+		if n.cells == 0 {
+			return lookEmpty
 		}
 		c, ok := n.cell(0)
-		if !ok {
-			return false
+		switch {
+		case !ok:
+			return lookDamaged
+		case n.kind == tableInterior:
+			root = c.child
+			continue
 		}
-		if n.kind != tableInterior {
-			rec, _ := s.record(c)
-			_, ok := t.row(c, decodeRecord(rec), true)
-			return ok
+		rec, _ := s.record(c)
+		if _, ok := t.row(c, decodeRecord(rec), true); !ok {
+			return lookWrong
 		}
-		root = c.child
+		return lookRight
 	}
-	return false
+	return lookDamaged
 }
 
 // rows visits the rows of a table that its b-tree has. It reports how many could

@@ -405,11 +405,27 @@ func TestSalvage(t *testing.T) {
 		compare = len(recovered(t, images[0])) > 0
 	}
 	t.Logf("seed %d, compared with the sqlite3 shell: %v", seed, compare)
-	var longest time.Duration
-	salvages, more, rows := 0, 0, 0
+	type figures struct {
+		damages, salvages    int
+		had, kept, recovered int // rows: undamaged, after the start, that the shell gets out
+		longest              time.Duration
+	}
+	per := make([]figures, len(harms))
+	whole := make([]int, len(images))
+	for i, image := range images {
+		dir := t.TempDir()
+		image.write(t, dir)
+		db, j, rows := reopen(t, dir)
+		whole[i] = total(rows)
+		j.Close()
+		db.Close()
+	}
 	for i := range count {
 		h := harms[i%len(harms)]
-		base := images[rng.IntN(len(images))]
+		which := rng.IntN(len(images))
+		base, fig := images[which], &per[i%len(harms)]
+		fig.damages++
+		fig.had += whole[which]
 		f := imageFiles{main: bytes.Clone(base.main), wal: bytes.Clone(base.wal)}
 		h.do(rng, &f)
 		name := fmt.Sprintf("damage %d, %s", i, h.name)
@@ -431,7 +447,7 @@ func TestSalvage(t *testing.T) {
 			t.Fatalf("%s: load: %v", name, err)
 		}
 		took := time.Since(began)
-		longest = max(longest, took)
+		fig.longest = max(fig.longest, took)
 		if took > 5*time.Second {
 			t.Errorf("%s: took %s", name, took)
 		}
@@ -442,7 +458,7 @@ func TestSalvage(t *testing.T) {
 		}
 		report := db.Salvage()
 		if report != nil {
-			salvages++
+			fig.salvages++
 			var ok string
 			if err := db.read.QueryRow("PRAGMA integrity_check").Scan(&ok); err != nil || ok != "ok" {
 				t.Errorf("%s: what was made is damaged: %s, %v", name, ok, err)
@@ -454,20 +470,25 @@ func TestSalvage(t *testing.T) {
 		if err := errors.Join(j.Close(), db.Close()); err != nil {
 			t.Errorf("%s: %v", name, err)
 		}
-		for _, r := range got {
-			rows += len(r)
-		}
+		fig.kept += total(got)
 		if !compare {
 			continue
 		}
 		want := recovered(t, f)
 		usable(want)
+		fig.recovered += total(want)
 		if lacking := missing(got, want, base); len(lacking) > 0 {
 			t.Errorf("%s: %d rows are missing that .recover has, salvaged %v (%+v):\n%s", name, len(lacking), report != nil, report, strings.Join(lacking[:min(len(lacking), 8)], "\n"))
 		}
-		if len(missing(want, got, base)) > 0 {
-			more++
-		}
 	}
-	t.Logf("%d damages, %d salvages, %d rows there, more than .recover has after %d of them; longest start %s", count, salvages, rows, more, longest.Round(time.Millisecond))
+	var sum figures
+	line := func(name string, f figures) {
+		t.Logf("| %s | %d | %d | %d | %d | %d | %d ms |", name, f.damages, f.salvages, f.had, f.kept, f.recovered, f.longest.Milliseconds())
+	}
+	for i, h := range harms {
+		f := per[i]
+		line(h.name, f)
+		sum = figures{sum.damages + f.damages, sum.salvages + f.salvages, sum.had + f.had, sum.kept + f.kept, sum.recovered + f.recovered, max(sum.longest, f.longest)}
+	}
+	line("all", sum)
 }

@@ -41,6 +41,8 @@ type pageFile struct {
 	count  uint32           // pages
 	header [100]byte        // of the database; zero if there is none
 	found  bool             // header is one of a database
+	// brokenLog: there are whole transactions in the WAL behind a damaged one.
+	brokenLog bool
 }
 
 // openPages returns the pages of the database main with the log wal, of the
@@ -88,7 +90,9 @@ func pageSize(field uint32) int {
 }
 
 // readLog finds the frames of the WAL that are of its last run and whole, up to
-// the last one that ends a transaction. It returns the size of the database
+// the last one that ends a transaction. Behind a damaged frame it goes on where
+// the log is whole again, if it can be told from a transaction that a power cut
+// has interrupted: SQLite would drop all that was committed since. It returns the size of the database
 // after that, in pages, and 0 if there is nothing to be taken from the WAL; then
 // the page size stays as it was.
 func (p *pageFile) readLog(size int64) (pages uint32) {
@@ -117,28 +121,105 @@ func (p *pageFile) readLog(size int64) (pages uint32) {
 	if page == 0 || !sum.is(head[24:]) {
 		return 0
 	}
-	frame := make([]byte, frameHeader+page)
+	l := logReader{wal: p.wal, size: size, salts: head[16:24], frame: make([]byte, frameHeader+page)}
 	open := make(map[uint32]int64) // of the transaction that is being read
-	for at := int64(walHeader); at+int64(len(frame)) <= size; at += int64(len(frame)) {
-		if n, _ := p.wal.ReadAt(frame, at); n < len(frame) {
-			break
-		}
-		no, after := binary.BigEndian.Uint32(frame), binary.BigEndian.Uint32(frame[4:])
-		sum.add(frame[:8])
-		sum.add(frame[frameHeader:])
-		if string(frame[8:16]) != string(head[16:24]) || !sum.is(frame[16:]) || no == 0 {
-			break
-		}
-		open[no] = at + frameHeader
-		if after > 0 {
-			for no, at := range open {
-				p.frames[no] = at
+	broken := false                // a frame of it is damaged
+	var doubt map[uint32]int64     // a transaction with a damaged frame that has ended
+	var doubted uint32
+	keep := func(frames map[uint32]int64, after uint32) {
+		maps.Copy(p.frames, frames)
+		pages, p.size = after, page
+	}
+	for at := int64(walHeader); l.read(at); at += int64(len(l.frame)) {
+		next := sum
+		whole := l.whole(&next)
+		if !whole {
+			resume, seed := l.resume(at, next)
+			if resume == 0 {
+				break
 			}
+			broken = true
+			for ; at < resume; at += int64(len(l.frame)) {
+				if l.read(at) && l.mine() {
+					open[l.page()] = at + frameHeader
+				}
+			}
+			l.read(at)
+			next = seed
+			l.whole(&next)
+		}
+		if sum = next; doubt != nil {
+			// The next transaction began: so the disk had said that it has the last
+			// one, and what is wrong with that came later.
+			keep(doubt, doubted)
+			doubt, p.brokenLog = nil, true
+		}
+		open[l.page()] = at + frameHeader
+		if after := binary.BigEndian.Uint32(l.frame[4:]); after > 0 {
+			if broken {
+				doubt, doubted, broken = open, after, false
+				open = make(map[uint32]int64)
+				continue
+			}
+			keep(open, after)
 			clear(open)
-			pages, p.size = after, page
 		}
 	}
 	return pages
+}
+
+// logReader reads frames of a WAL.
+type logReader struct {
+	wal   io.ReaderAt
+	size  int64 // of the file
+	salts []byte
+	frame []byte // the one that was read
+}
+
+// read reads the frame at an offset. It returns false if the file ends before.
+func (l *logReader) read(at int64) bool {
+	if at+int64(len(l.frame)) > l.size {
+		return false
+	}
+	n, _ := l.wal.ReadAt(l.frame, at)
+	return n == len(l.frame)
+}
+
+func (l *logReader) page() uint32 { return binary.BigEndian.Uint32(l.frame) }
+
+// mine reports whether the frame is of this run of the log.
+func (l *logReader) mine() bool {
+	return string(l.frame[8:16]) == string(l.salts) && l.page() != 0
+}
+
+// whole reports whether the frame is of this run and follows on what sum has
+// added, and adds it.
+func (l *logReader) whole(sum *logSum) bool {
+	sum.add(l.frame[:8])
+	sum.add(l.frame[frameHeader:])
+	return l.mine() && sum.is(l.frame[16:])
+}
+
+// resume looks behind a damaged frame for one from which on the log is whole
+// again: it follows on the checksum that the frame before it has, or on the one
+// that the damaged frame should have had. It returns where that stands, 0 if it is
+// nowhere, and the checksum before it.
+func (l *logReader) resume(at int64, computed logSum) (int64, logSum) {
+	seeds := []logSum{computed}
+	for ; l.read(at); at += int64(len(l.frame)) {
+		if l.mine() {
+			seeds = append(seeds, logSum{computed.order, binary.BigEndian.Uint32(l.frame[16:]), binary.BigEndian.Uint32(l.frame[20:])})
+		}
+		if len(seeds) > 0 && l.read(at+int64(len(l.frame))) {
+			for _, seed := range seeds {
+				if next := seed; l.whole(&next) {
+					return at + int64(len(l.frame)), seed
+				}
+			}
+		}
+		seeds = seeds[:0]
+	}
+	return 0, computed
 }
 
 // logSum is the checksum of a WAL, which goes on from frame to frame.
@@ -338,7 +419,7 @@ func (b bitset) add(n uint32)      { b[n/64] |= 1 << (n % 64) }
 // none is walked twice, whatever points at it.
 type walker struct {
 	*pageFile
-	seen bitset // pages of b-trees and overflow chains that were walked, and free ones
+	seen bitset // pages of b-trees that were walked, and free ones
 	free bool   // the list of free pages could be read; they are in seen
 }
 
@@ -471,22 +552,6 @@ func (w *walker) orphans(visit func(no uint32, n *node) bool) {
 	}
 }
 
-// chain notes the overflow pages of a cell as met, without reading its record.
-// It reads the pages for their links alone.
-func (w *walker) chain(c cell) {
-	rest := min(c.size, w.bytes()) - int64(len(c.local))
-	var link [4]byte
-	for no := c.overflow; rest > 0 && no != 0 && no <= w.count; rest -= int64(w.size - 4) {
-		w.seen.add(no)
-		if at, ok := w.frames[no]; ok {
-			_, _ = w.wal.ReadAt(link[:], at) // zero ends the chain
-		} else if n, _ := w.main.ReadAt(link[:], int64(no-1)*int64(w.size)); n < 4 {
-			return
-		}
-		no = binary.BigEndian.Uint32(link[:])
-	}
-}
-
 // record returns the record of a cell, in memory of its own. Where its overflow
 // pages end too soon, it is what there is of it, and whole is false.
 func (w *walker) record(c cell) (rec []byte, whole bool) {
@@ -509,7 +574,6 @@ func (w *walker) record(c cell) (rec []byte, whole bool) {
 		if pages++; pages == next {
 			mark, next = no, 2*next
 		}
-		w.seen.add(no)
 		n := min(rest, w.size-4)
 		rec = append(rec, buf[4:4+n]...)
 		rest -= n

@@ -171,6 +171,54 @@ func TestPagesOfCommittedFrames(t *testing.T) {
 	}
 }
 
+// A bit that is wrong in the middle of the log costs no transaction behind it:
+// SQLite would drop them all. At its end it is what a power cut leaves.
+func TestDamagedLog(t *testing.T) {
+	f, want := pagesImage(t, 4096)
+	frame := frameHeader + 4096
+	var ends []int // where transactions end
+	for at := walHeader; at+frame <= len(f.wal); at += frame {
+		if binary.BigEndian.Uint32(f.wal[at+4:]) > 0 {
+			ends = append(ends, at+frame)
+		}
+	}
+	last, middle := ends[len(ends)-2], ends[len(ends)/2]
+	for _, tt := range []struct {
+		name  string
+		at, n int // what is damaged
+		found bool
+	}{
+		{"in a page", middle + frameHeader + 4000, 1, true},
+		{"in a checksum", middle + 17, 1, true},
+		{"in the salts", middle + 9, 1, true},
+		{"a sector lost", middle + frameHeader + 1024, 512, true},
+		{"a frame lost", middle, frame, true},
+		{"three frames lost", middle, 3 * frame, true},
+		{"in the last transaction", last + frameHeader + 9, 1, false},
+		{"a frame of the last transaction lost", last, frame, false},
+	} {
+		wal := bytes.Clone(f.wal)
+		for i := range wal[tt.at : tt.at+tt.n] {
+			wal[tt.at+i] ^= 0x10
+		}
+		s := sourceOf(f.main, wal)
+		if s.brokenLog != tt.found {
+			t.Errorf("%s: damage found: %v, want %v", tt.name, s.brokenLog, tt.found)
+		}
+		got := s.everything()
+		if n := 0; tt.found {
+			for _, r := range got["acl_rule"] {
+				if r[1] == "new" {
+					n++
+				}
+			}
+			if n < len(want["acl_rule"])/2 {
+				t.Errorf("%s: %d of %d rules are of the last transaction", tt.name, n, len(want["acl_rule"]))
+			}
+		}
+	}
+}
+
 // A tree whose pages lead back to their parents is walked once.
 func TestTreesThatLeadBack(t *testing.T) {
 	const size, cells = 512, 50

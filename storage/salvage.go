@@ -131,6 +131,19 @@ func (db *DB) mend(ctx context.Context, steps []migration) error {
 			why = ""
 		}
 	}
+	if why == "" && brokenLog(db.path) {
+		if lock == nil {
+			var err error
+			if lock, err = lockDir(dir); errors.Is(err, ErrInUse) {
+				return nil // it was read while that one wrote
+			} else if err != nil {
+				return err
+			}
+		}
+		if brokenLog(db.path) {
+			why = brokenLogWhy
+		}
+	}
 	if why == "" {
 		var err error
 		if why, err = db.probe(ctx, steps); err != nil || why == "" {
@@ -146,6 +159,22 @@ func (db *DB) mend(ctx context.Context, steps []migration) error {
 		}
 	}
 	return db.salvage(ctx, steps, why)
+}
+
+const brokenLogWhy = "transactions in the log are damaged"
+
+// brokenLog reports whether SQLite would drop committed transactions from the end
+// of the log of the database at path, because of damage before them.
+func brokenLog(path string) bool {
+	if fileSize(path+"-wal") <= walHeader {
+		return false
+	}
+	f, err := os.Open(path + "-wal")
+	if err != nil {
+		return false
+	}
+	defer f.Close()
+	return openPages(strings.NewReader(""), 0, f, fileSize(path+"-wal")).brokenLog
 }
 
 // mendOpen salvages the database, whose lock the caller has, because of an error
@@ -575,7 +604,6 @@ func (s *source) segmentRows(skip int, visit func(id int64, body []byte) bool) (
 		d = s.tree(root, true, func(c cell) bool {
 			ids = append(ids, c.rowid)
 			if at++; at <= skip {
-				s.chain(c)
 				return true
 			}
 			rec, whole := s.record(c)

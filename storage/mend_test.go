@@ -309,6 +309,28 @@ func TestLogWithoutItsFile(t *testing.T) {
 	}
 }
 
+// A log that is damaged in its middle is set aside with its file, and what was
+// committed behind the damage is there.
+func TestLogDamagedInItsMiddle(t *testing.T) {
+	db, store := openStore(t)
+	fill(t, db, store)
+	f := readImage(t, filepath.Dir(db.path))
+	for at := walHeader; at < len(f.wal)/2; at += frameHeader + usualPage {
+		wal := bytes.Clone(f.wal)
+		wal[at+frameHeader+usualPage/3] ^= 1
+		dir := t.TempDir()
+		imageFiles{main: f.main, wal: wal}.write(t, dir)
+		db, _, _ := reopen(t, dir)
+		r := db.Salvage()
+		if r == nil || r.Why != brokenLogWhy {
+			t.Fatalf("frame at %d: got report %+v", at, r)
+		}
+		if left := dirFiles(t, dir); !bytes.Equal(left[r.File+"-wal"], wal) {
+			t.Errorf("frame at %d: the log is not kept", at)
+		}
+	}
+}
+
 // A number that cannot be is damage, and does not keep the broker from starting.
 func TestOldestReaderThatCannotBe(t *testing.T) {
 	dir := t.TempDir()

@@ -138,10 +138,15 @@ func (p *pageFile) readLog(size int64) (pages uint32) {
 			if resume == 0 {
 				break
 			}
-			broken = true
 			for ; at < resume; at += int64(len(l.frame)) {
-				if l.read(at) && l.mine() {
-					open[l.page()] = at + frameHeader
+				broken = true
+				if !l.read(at) || !l.mine() {
+					continue
+				}
+				open[l.page()] = at + frameHeader
+				if after := l.after(); after > 0 {
+					doubt, doubted, broken = joined(doubt, open), after, false
+					clear(open)
 				}
 			}
 			l.read(at)
@@ -155,17 +160,25 @@ func (p *pageFile) readLog(size int64) (pages uint32) {
 			doubt, p.brokenLog = nil, true
 		}
 		open[l.page()] = at + frameHeader
-		if after := binary.BigEndian.Uint32(l.frame[4:]); after > 0 {
+		if after := l.after(); after > 0 {
 			if broken {
-				doubt, doubted, broken = open, after, false
-				open = make(map[uint32]int64)
-				continue
+				doubt, doubted, broken = joined(nil, open), after, false
+			} else {
+				keep(open, after)
 			}
-			keep(open, after)
 			clear(open)
 		}
 	}
 	return pages
+}
+
+// joined returns a with the entries of b; a may be nil, b stays as it is.
+func joined(a, b map[uint32]int64) map[uint32]int64 {
+	if a == nil {
+		return maps.Clone(b)
+	}
+	maps.Copy(a, b)
+	return a
 }
 
 // logReader reads frames of a WAL.
@@ -186,6 +199,10 @@ func (l *logReader) read(at int64) bool {
 }
 
 func (l *logReader) page() uint32 { return binary.BigEndian.Uint32(l.frame) }
+
+// after is the size of the database, in pages, after a transaction that the frame
+// ends; 0 if it ends none.
+func (l *logReader) after() uint32 { return binary.BigEndian.Uint32(l.frame[4:]) }
 
 // mine reports whether the frame is of this run of the log.
 func (l *logReader) mine() bool {

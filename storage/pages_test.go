@@ -219,6 +219,24 @@ func TestDamagedLog(t *testing.T) {
 	}
 }
 
+// So it is where only one frame is left behind it, if the page itself is whole.
+func TestDamagedLogNearItsEnd(t *testing.T) {
+	f, _ := pagesImage(t, 4096)
+	frame := frameHeader + 4096
+	for at := walHeader; at+2*frame <= len(f.wal); at += frame {
+		if binary.BigEndian.Uint32(f.wal[at+4:]) == 0 || binary.BigEndian.Uint32(f.wal[at+frame+4:]) == 0 {
+			continue // not two transactions of which the second has one page
+		}
+		wal := bytes.Clone(f.wal[:at+2*frame])
+		wal[at+17] ^= 1 // of the checksum
+		if s := sourceOf(f.main, wal); !s.brokenLog {
+			t.Errorf("the transaction at %d hides the last one", at)
+		}
+		return
+	}
+	t.Fatal("there is no transaction of one page")
+}
+
 // A tree whose pages lead back to their parents is walked once.
 func TestTreesThatLeadBack(t *testing.T) {
 	const size, cells = 512, 50

@@ -129,6 +129,9 @@ func (p promises) survives(t *testing.T, files map[string][]byte, cut int) error
 	if err := errors.Join(err, loadErr, s.disconnect()); err != nil {
 		return err
 	}
+	if r := db.Salvage(); r != nil {
+		return fmt.Errorf("a power cut is taken for damage: %s", r.Why)
+	}
 	there := map[uint64]bool{}
 	for _, row := range img.Segments {
 		if err := DecodeSegment(row.Body, func(r Record) {

@@ -213,7 +213,7 @@ func TestPowerCuts(t *testing.T) {
 	t.Logf("%d power cuts in %d runs", total, runs)
 }
 
-// Without the syncs that the promise rests on, the same cuts lose something: so
+// Without the syncs that the promise rests on, the same cuts lose or damage something: so
 // the test can fail.
 func TestPowerCutsFindMissingSync(t *testing.T) {
 	for seed := range uint64(5) {

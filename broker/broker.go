@@ -388,7 +388,7 @@ func (b *Broker) Stats() Stats {
 	s.Subscriptions = int64(p.subs.len()-len(p.groups)) + s.SharedSubscriptions
 	s.Retained, s.RetainedBytes = int64(p.retained.len()-p.retained.own), p.retained.bytes
 	p.mu.RUnlock()
-	s.Salvage = b.db.Salvage()
+	s.Salvage = b.salvaged()
 	return s
 }
 
@@ -404,13 +404,9 @@ func (b *Broker) Health() Health {
 		h.Ready, h.Degraded = false, true
 		h.Reasons = append(h.Reasons, fmt.Sprintf("storage: a commit has been running for %d s, acknowledgements wait", int(j.Writing.Seconds())))
 	}
-	if why := b.db.Damage(); why != "" {
+	if why := b.damage(); len(why) > 0 {
 		h.Degraded = true
-		h.Reasons = append(h.Reasons, "damage: the next start salvages the database: "+why)
-	}
-	if r := b.db.Salvage(); r != nil {
-		h.Degraded = true
-		h.Reasons = append(h.Reasons, r.Summary())
+		h.Reasons = append(h.Reasons, why...)
 	}
 	return h
 }

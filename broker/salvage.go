@@ -8,6 +8,28 @@ import (
 	"penstock/storage"
 )
 
+// salvaged returns the report of a damaged database, nil if there is none.
+func (b *Broker) salvaged() *storage.SalvageReport {
+	if b.db == nil { // of a test that needs none
+		return nil
+	}
+	return b.db.Salvage()
+}
+
+// damage says, for people, what is or was damaged in the database.
+func (b *Broker) damage() (reasons []string) {
+	if b.db == nil {
+		return nil
+	}
+	if why := b.db.Damage(); why != "" {
+		reasons = append(reasons, "damage: the next start salvages the database: "+why)
+	}
+	if r := b.db.Salvage(); r != nil {
+		reasons = append(reasons, r.Summary())
+	}
+	return reasons
+}
+
 // goOnSalvaging puts into the queues what a start had no time to read of a
 // damaged database, a segment at a time: the next one when the last is durable,
 // so that memory is bounded and new traffic shares each commit.

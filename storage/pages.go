@@ -103,20 +103,15 @@ func (p *pageFile) readLog(size int64) (pages uint32) {
 	if n, _ := p.wal.ReadAt(head[:], 0); n < walHeader {
 		return 0
 	}
-	var order binary.ByteOrder
-	switch binary.BigEndian.Uint32(head[:]) {
-	case 0x377f0682:
-		order = binary.LittleEndian
-	case 0x377f0683:
-		order = binary.BigEndian
-	default:
+	magic := binary.BigEndian.Uint32(head[:])
+	if magic&^1 != 0x377f0682 {
 		return 0
 	}
 	page := pageSize(binary.BigEndian.Uint32(head[8:]))
 	if binary.BigEndian.Uint32(head[8:]) == 1 { // the WAL has it in full
 		page = 0
 	}
-	sum := logSum{order: order}
+	sum := logSum{big: magic&1 == 1}
 	sum.add(head[:24])
 	if page == 0 || !sum.is(head[24:]) {
 		return 0
@@ -225,7 +220,7 @@ func (l *logReader) resume(at int64, computed logSum) (int64, logSum) {
 	seeds := []logSum{computed}
 	for ; l.read(at); at += int64(len(l.frame)) {
 		if l.mine() {
-			seeds = append(seeds, logSum{computed.order, binary.BigEndian.Uint32(l.frame[16:]), binary.BigEndian.Uint32(l.frame[20:])})
+			seeds = append(seeds, logSum{computed.big, binary.BigEndian.Uint32(l.frame[16:]), binary.BigEndian.Uint32(l.frame[20:])})
 		}
 		if len(seeds) > 0 && l.read(at+int64(len(l.frame))) {
 			for _, seed := range seeds {
@@ -241,15 +236,24 @@ func (l *logReader) resume(at int64, computed logSum) (int64, logSum) {
 
 // logSum is the checksum of a WAL, which goes on from frame to frame.
 type logSum struct {
-	order  binary.ByteOrder
+	big    bool // byte order of what is added
 	s0, s1 uint32
 }
 
 func (s *logSum) add(b []byte) {
-	for ; len(b) >= 8; b = b[8:] {
-		s.s0 += s.order.Uint32(b) + s.s1
-		s.s1 += s.order.Uint32(b[4:]) + s.s0
+	s0, s1 := s.s0, s.s1
+	if s.big { // two loops: a log is read whole at each start that finds one
+		for ; len(b) >= 8; b = b[8:] {
+			s0 += binary.BigEndian.Uint32(b) + s1
+			s1 += binary.BigEndian.Uint32(b[4:]) + s0
+		}
+	} else {
+		for ; len(b) >= 8; b = b[8:] {
+			s0 += binary.LittleEndian.Uint32(b) + s1
+			s1 += binary.LittleEndian.Uint32(b[4:]) + s0
+		}
 	}
+	s.s0, s.s1 = s0, s1
 }
 
 func (s *logSum) is(b []byte) bool {

@@ -94,10 +94,7 @@ func otherOrder(wal []byte) []byte {
 	page := int(binary.BigEndian.Uint32(b[8:]))
 	magic := binary.BigEndian.Uint32(b) ^ 1
 	binary.BigEndian.PutUint32(b, magic)
-	sum := logSum{order: binary.ByteOrder(binary.LittleEndian)}
-	if magic&1 == 1 {
-		sum.order = binary.BigEndian
-	}
+	sum := logSum{big: magic&1 == 1}
 	sum.add(b[:24])
 	binary.BigEndian.PutUint32(b[24:], sum.s0)
 	binary.BigEndian.PutUint32(b[28:], sum.s1)

@@ -458,6 +458,39 @@ func TestRemaining(t *testing.T) {
 	}
 }
 
+// So it is for sessions that were found on orphaned pages.
+func TestRemainingOfOrphanedSessions(t *testing.T) {
+	f := makeImage(t, rand.New(rand.NewPCG(15, 15)), false)
+	root := sourceOf(f.main, nil).roots["session"]
+	page := f.main[(root-1)*usualPage:][:usualPage]
+	if page[0] != tableInterior {
+		t.Fatal("the sessions have no page above their leaves")
+	}
+	given := func() (clients map[string]int) {
+		dir := t.TempDir()
+		f.write(t, dir)
+		db, j, _ := reopen(t, dir, func(c *Config) { c.SalvageTime, c.Damaged = 0, "by a test" })
+		clients = make(map[string]int)
+		err := db.Remaining(t.Context(), func(recs []SalvagedRecord) error {
+			for _, rec := range recs {
+				for _, c := range rec.Claims {
+					clients[c.ClientID]++
+				}
+			}
+			return nil
+		})
+		if err := errors.Join(err, j.Close(), db.Close()); err != nil {
+			t.Fatal(err)
+		}
+		return clients
+	}
+	want := given()
+	clear(page)
+	if got := given(); len(want) == 0 || fmt.Sprint(got) != fmt.Sprint(want) {
+		t.Errorf("%d clients are given their messages, want %d", len(got), len(want))
+	}
+}
+
 // A salvaged session goes on well above what its client may have seen, and at most
 // two damaged databases are kept.
 func TestSalvageAgain(t *testing.T) {

@@ -60,7 +60,7 @@ type SalvageReport struct {
 	Running bool `json:"running"`
 	// Given counts messages that were put into queues after service had begun.
 	Given int `json:"given"`
-	// Unclaimed counts messages for sessions that are not there. Where the
+	// Unclaimed counts deliveries of sessions that are not there. Where the
 	// sessions could be read in full these had ended before.
 	Unclaimed int `json:"unclaimed"`
 }
@@ -590,7 +590,28 @@ func (s *source) rows(t *salvagedTable, visit func([]any) error) (lost int, unkn
 	return lost + d.cells, d.pages > 0, d.pages, err
 }
 
-// segment visits the segments from the one behind the first skip on, until visit
+// orphanRows visits the rows of a small table that stand on pages which no b-tree
+// reaches.
+func (s *source) orphanRows(t *salvagedTable, visit func([]any) error) {
+	s.orphans(func(no uint32, n *node) bool {
+		if t.rowid != n.table() {
+			return true
+		}
+		for i := range n.cells {
+			c, ok := n.cell(i)
+			if !ok || len(decodeRecord(c.local)) != len(t.columns) {
+				continue
+			}
+			rec, _ := s.record(c)
+			if row, ok := t.row(c, decodeRecord(rec), true); ok && visit(row) != nil {
+				return false
+			}
+		}
+		return true
+	})
+}
+
+// segmentRows visits the segments from the one behind the first skip on, until visit
 // returns false. The order is the same each time. Bodies that lack their end are
 // given as far as they go.
 func (s *source) segmentRows(skip int, visit func(id int64, body []byte) bool) (lost int, unknown bool, pages int) {
@@ -1073,24 +1094,32 @@ func (db *DB) remaining(ctx context.Context, from salvageSource, give func([]Sal
 	// The sessions as they were: those of today have come further, under other
 	// sequence numbers. The other tables are walked so that their pages are known.
 	sessions := make(map[SessionID]Session)
+	noteSession := func(row []any) error {
+		progress, err := decodeProgress(row[6].([]byte))
+		if err != nil {
+			progress = Progress{} // all of it is given, as Load does
+		}
+		id := SessionID(row[0].(int64))
+		if _, twice := sessions[id]; !twice {
+			sessions[id] = Session{ID: id, ClientID: row[1].(string), Progress: progress}
+		}
+		return nil
+	}
+	lacking := false
 	all := salvagedTables()
 	for i := range all[:len(all)-1] {
-		t := &all[i]
-		_, _, _, err := src.rows(t, func(row []any) error {
-			if t.name != "session" {
-				return nil
-			}
-			progress, err := decodeProgress(row[6].([]byte))
-			if err != nil {
-				progress = Progress{} // all of it is given, as Load does
-			}
-			id := SessionID(row[0].(int64))
-			sessions[id] = Session{ID: id, ClientID: row[1].(string), Progress: progress}
-			return nil
-		})
+		visit := func([]any) error { return nil }
+		if all[i].name == "session" {
+			visit = noteSession
+		}
+		lost, unknown, _, err := src.rows(&all[i], visit)
 		if err != nil {
 			return err
 		}
+		lacking = lacking || all[i].name == "session" && (unknown || lost > 0)
+	}
+	if lacking {
+		src.orphanRows(&all[indexOf(all, "session")], noteSession)
 	}
 	next, noted := from.Next, time.Now()
 	var given, unclaimed int

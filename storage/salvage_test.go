@@ -104,7 +104,7 @@ func makeImage(t testing.TB, rng *rand.Rand, logged bool) imageFiles {
 	text := func(most int) string { return strings.Repeat("x", rng.IntN(most)) }
 	now := time.UnixMilli(1_700_000_000_000)
 	seq := make(map[SessionID]uint64)
-	const sessions = 60
+	const sessions = 100
 	work := func(round int) {
 		for i := range 20 {
 			check(db.PutOperator(ctx, Operator{Name: fmt.Sprintf("op%d-%d", round, i), Role: "viewer", Hash: "h" + text(90), Created: now}),

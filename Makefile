@@ -93,9 +93,9 @@ MODEL_RUNS  ?= 5000000
 KILL_ROUNDS ?= 500
 SOAK_FUZZTIME ?= 2m
 SOAK_FUZZTIME_MAIN ?= 30m
-soak: ## the tests that take hours: MODEL_RUNS (5000000) of the model checker, KILL_ROUNDS (500) of kill -9, power cuts, fuzzing
+soak: ## the tests that take hours: MODEL_RUNS (5000000) of the model checker, KILL_ROUNDS (500) of kill -9, power cuts, 500 damaged databases, fuzzing
 	PENSTOCK_SOAK=1 PENSTOCK_MODEL_RUNS=$(MODEL_RUNS) PENSTOCK_KILL_ROUNDS=$(KILL_ROUNDS) \
-		$(GO) test -count 1 -timeout 24h -v -run 'Soak|Kill|Model|PowerCut' ./...
+		$(GO) test -count 1 -timeout 24h -v -run 'Soak|Kill|Model|PowerCut|Salvage' ./...
 	$(MAKE) --no-print-directory -O -j $(shell nproc) fuzz FUZZFLAGS='-parallel 1' FUZZTIME=$(SOAK_FUZZTIME) FUZZTIME_MAIN=$(SOAK_FUZZTIME_MAIN)
 
 test-arm: ## the tests of broker and storage on emulated ARM: 64 bits, ARMv7, ARMv6 (wants qemu-user-static)

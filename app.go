@@ -141,7 +141,7 @@ func (a *App) startStorage(ctx context.Context) error {
 		return dataHint(err, a.cfg.Storage.Dir)
 	}
 	a.db = db
-	a.parts.add("storage", nil, db.Close)
+	a.parts.add("storage", db.Watch, db.Close)
 	return nil
 }
 
@@ -309,7 +309,10 @@ type adminState struct {
 }
 
 // ensureAdmin makes sure that somebody can sign in. Failing at it does not
-// keep the broker from serving: the next start tries again.
+// keep the broker from serving: the next start tries again. Where damage to the
+// database has taken all operators, a password of the environment does not count:
+// it is the one of the first start, which was changed since, perhaps because too
+// many knew it.
 func (a *App) ensureAdmin(ctx context.Context) adminState {
 	state, err := func() (adminState, error) {
 		operators, err := a.db.Operators(ctx)
@@ -317,8 +320,9 @@ func (a *App) ensureAdmin(ctx context.Context) adminState {
 			return adminState{}, err
 		}
 		i := slices.IndexFunc(operators, func(o storage.Operator) bool { return o.Name == adminName })
+		lost := len(operators) == 0 && a.db.Salvage() != nil
 		switch env := a.opt.AdminPassword; {
-		case env != "" && (a.opt.Dev || len(operators) == 0):
+		case env != "" && (a.opt.Dev || len(operators) == 0 && !lost):
 			if i >= 0 {
 				if same, err := api.VerifyPassword(operators[i].Hash, env); err == nil && same {
 					return adminState{fromEnv: true}, nil

@@ -415,6 +415,7 @@ func TestEnsureAdmin(t *testing.T) {
 	tests := []struct {
 		name     string
 		existing string // name of an operator that is there, with password "earlier on"
+		lost     bool   // the database was damaged, and no operator could be salvaged
 		opt      Options
 		fromEnv  bool
 		made     bool
@@ -425,12 +426,17 @@ func TestEnsureAdmin(t *testing.T) {
 		{name: "admin is there", existing: "admin", verify: map[string]string{"admin": "earlier on"}},
 		{name: "admin is there: no environment changes it", existing: "admin", opt: Options{AdminPassword: env}, verify: map[string]string{"admin": "earlier on"}},
 		{name: "admin is there, but this is a trial", existing: "admin", opt: Options{AdminPassword: env, Dev: true}, fromEnv: true, verify: map[string]string{"admin": env}},
+		{name: "all operators were lost", lost: true, made: true},
+		{name: "all operators were lost: no password of the first start", lost: true, opt: Options{AdminPassword: env}, made: true},
 		{name: "someone else is there: admin was deleted on purpose", existing: "anna", verify: map[string]string{"anna": "earlier on"}},
 	}
 	for _, tt := range tests {
 		t.Run(tt.name, func(t *testing.T) {
 			cfg := testConfig(t)
 			log := slog.New(slog.DiscardHandler)
+			if tt.lost {
+				cfg.Storage.Damaged = "of a test"
+			}
 			db, err := storage.Open(t.Context(), cfg.Storage, log)
 			if err != nil {
 				t.Fatal(err)
@@ -524,6 +530,33 @@ func TestAddressHint(t *testing.T) {
 	} {
 		if got := addressHint(tt.err, "KEY or FLAG").Error(); got != tt.want {
 			t.Errorf("%s: got %q, want %q", tt.name, got, tt.want)
+		}
+	}
+}
+
+// Who is started again is who found the database damaged, and whom nobody else
+// starts again.
+func TestStartsAgain(t *testing.T) {
+	damaged := fmt.Errorf("broker: %w", storage.ErrDamaged)
+	over, cancel := context.WithCancel(t.Context())
+	cancel()
+	for _, tt := range []struct {
+		name   string
+		ctx    context.Context
+		err    error
+		socket string
+		want   bool
+	}{
+		{"damaged", t.Context(), damaged, "", true},
+		{"stopped in order", t.Context(), nil, "", false},
+		{"another error", t.Context(), errors.New("disk full"), "", false},
+		{"told to stop meanwhile", over, damaged, "", false},
+		{"by systemd, which starts it again", t.Context(), damaged, "/run/systemd/notify", false},
+		{"another penstock has the directory", t.Context(), errors.Join(damaged, storage.ErrInUse), "", false},
+	} {
+		t.Setenv("NOTIFY_SOCKET", tt.socket)
+		if got := startsAgain(tt.ctx, tt.err); got != tt.want {
+			t.Errorf("%s: got %v, want %v", tt.name, got, tt.want)
 		}
 	}
 }

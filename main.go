@@ -20,6 +20,7 @@ import (
 	"github.com/pelletier/go-toml/v2"
 
 	"penstock/hw"
+	"penstock/storage"
 )
 
 func main() { os.Exit(run(os.Args[1:], os.Stdin, os.Stdout, os.Stderr)) }
@@ -187,14 +188,29 @@ func (c serveCommand) Run(std streams) error {
 	}
 	ctx, done := withSignals(log, c.Dev)
 	defer done()
-	app := NewApp(cfg, Options{
+	opt := Options{
 		Version:       versionName(),
 		Dev:           c.Dev,
 		AdminPassword: os.Getenv("PENSTOCK_ADMIN_PASSWORD"),
 		Began:         began,
 		Stdout:        std.out,
-	}, log, level)
-	return app.Run(ctx)
+	}
+	for {
+		err := NewApp(cfg, opt, log, level).Run(ctx)
+		if !startsAgain(ctx, err) {
+			return err
+		}
+		log.Error("starting again, to salvage the database", "err", err)
+		cfg.Storage.Damaged = err.Error()
+		opt.Began = time.Now()
+	}
+}
+
+// startsAgain reports whether an App that ended with err is to be started again
+// in this process: when it has found its database damaged, and nobody else would
+// start it. systemd does, and passes its sockets anew.
+func startsAgain(ctx context.Context, err error) bool {
+	return errors.Is(err, storage.ErrDamaged) && !errors.Is(err, storage.ErrInUse) && ctx.Err() == nil && os.Getenv("NOTIFY_SOCKET") == ""
 }
 
 // withSignals returns a context that ends at the first SIGINT or SIGTERM; the

@@ -154,6 +154,26 @@ var families = []family{
 	}},
 	{"penstock_flash_wear_warning", "gauge", "1 if the flash says that it is near its end.",
 		gauge(func(s snapshot) int64 { return oneIf(s.wear != nil && s.wear.Warning != "") })},
+	{"penstock_salvaged", "gauge", "1 if the database was damaged and was salvaged, until that is acknowledged.",
+		gauge(func(s snapshot) int64 { return oneIf(s.Salvage != nil) })},
+	{"penstock_salvage_running", "gauge", "1 while queues are still being read from the damaged database.",
+		gauge(func(s snapshot) int64 { return oneIf(s.Salvage != nil && s.Salvage.Running) })},
+	{"penstock_salvage_given_messages", "gauge", "Messages that were put into queues from the damaged database after service had begun.",
+		gauge(func(s snapshot) int64 {
+			if s.Salvage == nil {
+				return 0
+			}
+			return int64(s.Salvage.Given)
+		})},
+	{"penstock_salvage_rows", "gauge", "Rows of the damaged database, by table, and whether they were kept or are known to be lost.", func(w io.Writer, name string, s snapshot) {
+		if s.Salvage == nil {
+			return
+		}
+		for _, t := range s.Salvage.Tables {
+			metrics.WriteGaugeUint64(w, fmt.Sprintf("%s{table=%s,fate=\"kept\"}", name, quote(t.Table)), uint64(t.Kept))
+			metrics.WriteGaugeUint64(w, fmt.Sprintf("%s{table=%s,fate=\"lost\"}", name, quote(t.Table)), uint64(t.Lost))
+		}
+	}},
 }
 
 func (s *Server) getMetrics(w http.ResponseWriter, r *http.Request) error {

@@ -39,6 +39,7 @@ func fixedSnapshot() snapshot {
 				CommitSeconds: storage.Histogram{Bounds: []float64{0.0005, 0.01, 2.5}, Counts: []uint64{3, 2, 0, 1}, Sum: 3.75},
 				GroupSize:     storage.Histogram{Bounds: []float64{1, 10}, Counts: []uint64{0, 0, 180}, Sum: 18000},
 			},
+			Salvage: &storage.SalvageReport{Why: "w", Running: true, Given: 180, Tables: []storage.SalvagedRows{{Table: "session", Kept: 181, Lost: 182}}},
 		},
 	}
 }
@@ -94,6 +95,12 @@ func TestMetricsShowEveryField(t *testing.T) {
 			v.SetMapIndex(reflect.ValueOf("new"), reflect.ValueOf(uint64(1)))
 			changed()
 			v.SetMapIndex(reflect.ValueOf("new"), reflect.Value{})
+		case reflect.Pointer: // a report, of which there need not be one
+			was := reflect.New(v.Type()).Elem()
+			was.Set(v)
+			v.SetZero()
+			changed()
+			v.Set(was)
 		case reflect.String:
 			v.SetString("x")
 			changed()

@@ -32,7 +32,10 @@ type statusJSON struct {
 	Disk    diskJSON    `json:"disk"`
 	Journal journalJSON `json:"journal"`
 	Flash   flashJSON   `json:"flash"`
-	Panel   *panelJSON  `json:"panel"` // null without LEDs
+	// Salvage is the report of the last damaged database; null if there was
+	// none, or it was acknowledged.
+	Salvage *storage.SalvageReport `json:"salvage"`
+	Panel   *panelJSON             `json:"panel"` // null without LEDs
 }
 
 type listenerJSON struct {
@@ -110,6 +113,7 @@ func (s *Server) status() statusJSON {
 		},
 	}
 	j.Flash = newFlashJSON(s.deps.DB.Flash(), s.wear())
+	j.Salvage = st.Salvage
 	for _, l := range s.deps.Broker.Listeners() {
 		j.Listeners = append(j.Listeners, listenerJSON{l.Name, l.Protocol, l.Addr.String(), l.Connections})
 	}

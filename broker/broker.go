@@ -121,14 +121,28 @@ func New(cfg Config, db *storage.DB, log *slog.Logger, passed ...Socket) (_ *Bro
 
 // Run serves until ctx ends. Then clients get a DISCONNECT that says so, what
 // is pending is committed, and Run returns, within stopTimeout, be it with an
-// error because the disk does not answer.
+// error because the disk does not answer. It ends by itself, with an error that
+// wraps storage.ErrDamaged, when the database is found so damaged that nothing
+// can be committed: opening it again salvages it.
 func (b *Broker) Run(ctx context.Context) error {
 	journalCtx, stopJournal := context.WithCancel(context.Background())
 	defer stopJournal()
 	var parts sync.WaitGroup
-	parts.Go(func() { _ = b.journal.Run(journalCtx) }) // returns nil only
-	parts.Go(func() { b.plane.load(journalCtx) })
+	damaged := make(chan error, 2)
+	parts.Go(func() {
+		if err := b.journal.Run(journalCtx); err != nil {
+			damaged <- err
+		}
+	})
+	parts.Go(func() {
+		if err := b.plane.load(journalCtx); err != nil {
+			damaged <- err
+		}
+	})
 	parts.Go(func() { b.db.Space().Watch(journalCtx) })
+	salvageCtx, stopSalvage := context.WithCancel(ctx)
+	defer stopSalvage()
+	parts.Go(func() { b.goOnSalvaging(salvageCtx) })
 	// Before the first client asks: what has expired while the machine was off
 	// is not there for it.
 	b.sweep(time.Now())
@@ -137,14 +151,17 @@ func (b *Broker) Run(ctx context.Context) error {
 	}
 	tick := time.NewTicker(time.Second)
 	defer tick.Stop()
-	for ctx.Err() == nil {
+	var broken error
+	for ctx.Err() == nil && broken == nil {
 		select {
 		case <-ctx.Done():
+		case broken = <-damaged:
 		case now := <-tick.C:
 			b.sweep(now)
 		}
 	}
 
+	stopSalvage()
 	b.stopping.Store(true)
 	b.plane.stopping.Store(true)
 	b.closeListeners()
@@ -165,13 +182,16 @@ func (b *Broker) Run(ctx context.Context) error {
 	end := make(chan error, 1)
 	go func() {
 		parts.Wait()
-		err := b.journal.Flush(flushCtx)
-		if err == nil { // a group of its own: the mark says that nothing came after it
-			b.plane.lastMark()
+		err := broken
+		if err == nil {
 			err = b.journal.Flush(flushCtx)
-		}
-		if err != nil {
-			err = fmt.Errorf("commit at stop: %w", err)
+			if err == nil { // a group of its own: the mark says that nothing came after it
+				b.plane.lastMark()
+				err = b.journal.Flush(flushCtx)
+			}
+			if err != nil {
+				err = fmt.Errorf("commit at stop: %w", err)
+			}
 		}
 		end <- errors.Join(err, b.journal.Close())
 	}()
@@ -390,6 +410,7 @@ func (b *Broker) Stats() Stats {
 	s.Subscriptions = int64(p.subs.len()-len(p.groups)) + s.SharedSubscriptions
 	s.Retained, s.RetainedBytes = int64(p.retained.len()-p.retained.own), p.retained.bytes
 	p.mu.RUnlock()
+	s.Salvage = b.salvaged()
 	return s
 }
 
@@ -416,6 +437,10 @@ func (b *Broker) Health() Health {
 	if w := b.journal.FlashWarning(); w != "" {
 		h.Degraded = true
 		h.Reasons = append(h.Reasons, w)
+	}
+	if why := b.damage(); len(why) > 0 {
+		h.Degraded = true
+		h.Reasons = append(h.Reasons, why...)
 	}
 	return h
 }

@@ -79,6 +79,7 @@ type Stats struct {
 
 	Journal storage.JournalStats
 	Disk    storage.SpaceStats
+	Salvage *storage.SalvageReport // of the last damaged database; nil if there was none, or it was acknowledged
 }
 
 // Packets returns how many PUBLISH packets came and went, at any QoS.

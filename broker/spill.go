@@ -333,15 +333,16 @@ func (l *loads) pop() *session {
 // readRetry is how long after a failed read the disk is asked again.
 const readRetry = 250 * time.Millisecond
 
-// load reads what sessions ask for, until ctx ends.
-func (p *plane) load(ctx context.Context) {
+// load reads what sessions ask for, until ctx ends. It returns an error that wraps
+// storage.ErrDamaged when the database is damaged where it reads.
+func (p *plane) load(ctx context.Context) error {
 	var b batch
 	for {
 		s := p.loads.pop()
 		if s == nil {
 			select {
 			case <-ctx.Done():
-				return
+				return nil
 			case <-p.loads.wake:
 			}
 			continue
@@ -349,11 +350,14 @@ func (p *plane) load(ctx context.Context) {
 		err := p.loadSome(s, &b)
 		b.flush()
 		p.readFails(err)
+		if errors.Is(err, storage.ErrDamaged) {
+			return err
+		}
 		if err != nil {
 			p.loads.push(s)
 			select {
 			case <-ctx.Done():
-				return
+				return nil
 			case <-time.After(readRetry):
 			}
 		}

@@ -12,7 +12,6 @@ import (
 	"path/filepath"
 	"slices"
 	"syscall"
-	"time"
 )
 
 var (
@@ -74,28 +73,19 @@ func Restore(ctx context.Context, dir, file string) (kept string, err error) {
 	if err := give(lock, dir); err != nil {
 		return "", fmt.Errorf("restore: %w", err)
 	}
-	path := filepath.Join(dir, fileName)
-	part := path + ".part"
+	if len(siblings(dir, nextName)) > 0 { // of one that was cut short, before its database is the one that is there
+		if _, err := replace(dir); err != nil {
+			return "", fmt.Errorf("restore: %w", err)
+		}
+	}
+	part := filepath.Join(dir, fileName+".part")
 	if err := copyFile(file, part); err != nil {
 		return "", fmt.Errorf("restore: %w", err)
 	}
-	// Its log belongs to the old database, and would damage the new one.
-	aside := path + ".before-" + time.Now().UTC().Format("20060102T150405Z")
-	for n := 2; exists(aside) || exists(aside+"-wal"); n++ {
-		aside = fmt.Sprintf("%s.before-%s-%d", path, time.Now().UTC().Format("20060102T150405Z"), n)
-	}
-	for _, suffix := range []string{"-wal", "-shm", ""} {
-		switch err := os.Rename(path+suffix, aside+suffix); {
-		case err == nil:
-			kept = aside
-		case !errors.Is(err, fs.ErrNotExist):
-			return kept, fmt.Errorf("restore: keep what is there: %w", err)
-		}
-	}
-	if err := os.Rename(part, path); err != nil {
+	if kept, err = install(dir, part, asideName(dir, beforeName)); err != nil {
 		return kept, fmt.Errorf("restore: %w", err)
 	}
-	return kept, syncDir(dir)
+	return kept, nil
 }
 
 // place makes the finished file part, which is open as f, durable under its name.
@@ -265,7 +255,7 @@ func (r *Report) read(ctx context.Context, s *sqliteStore) {
 			r.torn("logins cannot be read", "err", err)
 		}
 	}
-	img, err := s.loadRows()
+	img, err := s.loadRows(r.Schema)
 	if err != nil {
 		r.torn("not all can be read", "err", err)
 		return

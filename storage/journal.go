@@ -547,7 +547,9 @@ func (j *Journal) Stats() JournalStats {
 
 // Run commits groups as they become due, until ctx ends. A commit that fails
 // is tried again, the same group, until it succeeds: acknowledgements wait
-// meanwhile. It does not write what is pending when ctx ends; Flush does.
+// meanwhile. It does not write what is pending when ctx ends; Flush does. It
+// returns nil then, and an error that wraps ErrDamaged when the database is so
+// damaged that nothing can be committed: the next start salvages it.
 func (j *Journal) Run(ctx context.Context) error {
 	timer := time.NewTimer(time.Hour)
 	defer timer.Stop()
@@ -578,6 +580,9 @@ func (j *Journal) Run(ctx context.Context) error {
 		case <-timer.C:
 		}
 		if err := j.Commit(); err != nil {
+			if errors.Is(err, ErrDamaged) {
+				return err
+			}
 			retry = min(max(2*retry, 50*time.Millisecond), time.Second)
 			continue
 		}

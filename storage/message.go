@@ -123,22 +123,6 @@ func (u *unpacker) peekCount() int {
 	return v.count()
 }
 
-// skipMessage passes over what message reads.
-func (u *unpacker) skipMessage() {
-	flags := u.byte()
-	if flags&packedQoS == 3 {
-		u.fail()
-	}
-	u.bytes()
-	if flags&packedProperties != 0 {
-		u.bytes()
-	}
-	if flags&packedExpires != 0 {
-		u.varint()
-	}
-	u.bytes()
-}
-
 func (u *unpacker) fail() {
 	u.err = errTorn
 	u.buf = nil

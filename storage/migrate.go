@@ -95,6 +95,9 @@ func refuseTooNew(ctx context.Context, path string, ours int) error {
 	if err != nil {
 		return fmt.Errorf("read schema version of %s: %w", path, err)
 	}
+	if oldest > version {
+		return fmt.Errorf("%w: schema %d, which needs schema %d", ErrDamaged, version, oldest)
+	}
 	if oldest > ours {
 		return fmt.Errorf("%w: %s has schema %d, which needs at least schema %d; this binary has %d",
 			ErrTooNew, path, version, oldest, ours)

@@ -4,6 +4,7 @@ import (
 	"encoding/binary"
 	"errors"
 	"fmt"
+	"hash/crc32"
 	"math"
 	"slices"
 	"sync"
@@ -70,8 +71,40 @@ func (b *segmentBuilder) empty() bool { return b.records == 0 }
 
 // message adds a record. Those who get it are added next, by claim.
 func (b *segmentBuilder) message(m *Message) {
-	b.body = appendMessage(b.body, m)
+	b.packed = appendMessage(b.packed[:0], m)
+	b.record(b.packed)
+}
+
+// castagnoli is the polynomial that processors compute.
+var castagnoli = crc32.MakeTable(crc32.Castagnoli)
+
+// record adds a packed message: the length of what is checked, its number, the
+// message, and a checksum. So damage costs the records that it hits: those
+// behind it are found again, and are known not to be others.
+func (b *segmentBuilder) record(packed []byte) {
+	var number [binary.MaxVarintLen32]byte
+	n := binary.PutUvarint(number[:], uint64(b.records))
+	b.body = binary.AppendUvarint(b.body, uint64(n+len(packed)))
+	at := len(b.body)
+	b.body = append(b.body, number[:n]...)
+	b.body = append(b.body, packed...)
+	b.body = binary.LittleEndian.AppendUint32(b.body, crc32.Checksum(b.body[at:], castagnoli))
 	b.records++
+}
+
+// unframe reads the record at the beginning of b. It returns its number, the
+// packed message, and how many bytes it takes; 0 if there is none.
+func unframe(b []byte) (number int, packed []byte, size int) {
+	length, n := binary.Uvarint(b)
+	if n <= 0 || length < 3 || length > math.MaxInt32 || uint64(len(b)) < uint64(n)+length+4 {
+		return 0, nil, 0
+	}
+	checked := b[n : n+int(length)]
+	num, k := binary.Uvarint(checked)
+	if k <= 0 || num > math.MaxInt32 || binary.LittleEndian.Uint32(b[n+int(length):]) != crc32.Checksum(checked, castagnoli) {
+		return 0, nil, 0
+	}
+	return int(num), checked[k:], n + int(length) + 4
 }
 
 // claim adds a session's claim on the last record, whose message has a size.
@@ -106,8 +139,8 @@ func (b *segmentBuilder) add(p piece) {
 // Flags of a piece, beside packedQoS, packedRetain and packedShared.
 const packedIdentifiers = 0x40
 
-// head packs the head: format, when the segment was made, and the pieces by
-// session and sequence number. The result is valid until the next call.
+// head packs the head: format, when the segment was made, the pieces by session and
+// sequence number, and a checksum. The result is valid until the next call.
 func (b *segmentBuilder) head(created int64) []byte {
 	slices.SortStableFunc(b.pieces, func(x, y piece) int {
 		switch {
@@ -156,14 +189,19 @@ func (b *segmentBuilder) head(created int64) []byte {
 		}
 		before = *p
 	}
+	buf = binary.LittleEndian.AppendUint32(buf, crc32.Checksum(buf, castagnoli))
 	b.packed = buf
 	return buf
 }
 
-// eachPiece unpacks a head. It returns an error when that is torn; pieces before
-// the tear were visited.
+// eachPiece unpacks a head. It returns an error when that is torn; then nothing
+// was visited, for messages might be taken for another session's.
 func eachPiece(head []byte, visit func(piece)) (created int64, err error) {
-	u := unpacker{buf: head}
+	n := len(head) - 4
+	if n < 0 || binary.LittleEndian.Uint32(head[n:]) != crc32.Checksum(head[:n], castagnoli) {
+		return 0, fmt.Errorf("decode segment's head: %w", errTorn)
+	}
+	u := unpacker{buf: head[:n]}
 	if u.byte() != headFormat {
 		u.fail()
 	}
@@ -213,8 +251,7 @@ type Extent struct {
 }
 
 // Extents calls visit for everything that the segment's head has, by session and
-// sequence number. It needs no body. It returns an error when the head is torn;
-// what comes before the tear was visited.
+// sequence number. It needs no body. It returns an error when the head is torn.
 func (s StoredSegment) Extents(visit func(Extent)) error {
 	_, err := eachPiece(s.Head, func(p piece) {
 		if p.record+p.count > s.Size { // every message takes some bytes
@@ -231,31 +268,43 @@ type Contents struct {
 	created int64
 	pieces  []piece // by session and sequence number
 	body    []byte
-	records []int // where they begin in body, and where the last one ends
+	records [][]byte // packed messages, in body; nil where one cannot be read
 	torn    error
 }
 
-// contents unpacks a segment's row. Of one that is torn, it has what comes before
-// the tear.
+// contents unpacks a segment's row. What is damaged of it is left out.
 func (s StoredSegment) contents() *Contents {
 	c := &Contents{body: s.Body}
 	c.created, c.torn = eachPiece(s.Head, func(p piece) { c.pieces = append(c.pieces, p) })
-	u := unpacker{buf: s.Body}
-	for len(u.buf) > 0 {
-		at := len(s.Body) - len(u.buf)
-		if u.skipMessage(); u.err != nil {
-			c.torn = errors.Join(c.torn, fmt.Errorf("decode segment: %w", u.err))
-			c.body = s.Body[:at]
-			break
+	const enough = 16 << 20 // a damaged body is looked through so long, bytes
+	looked, lost := 0, false
+	for b := s.Body; len(b) > 0; {
+		number, packed, size := unframe(b)
+		if size == 0 || number < len(c.records) || number > len(s.Body) {
+			lost = true
+			if length, n := binary.Uvarint(b); n > 0 && length < uint64(len(b)) {
+				looked += int(length)
+			}
+			if looked++; looked > enough {
+				break
+			}
+			b = b[1:]
+			continue
 		}
-		c.records = append(c.records, at)
+		for len(c.records) < number {
+			c.records = append(c.records, nil)
+		}
+		c.records = append(c.records, packed)
+		b = b[size:]
 	}
-	c.records = append(c.records, len(c.body))
+	if lost {
+		c.torn = errors.Join(c.torn, fmt.Errorf("decode segment: %w", errTorn))
+	}
 	return c
 }
 
 // Size is about what the contents take in memory, in bytes.
-func (c *Contents) Size() int { return len(c.body) + 8*len(c.records) + 128*len(c.pieces) }
+func (c *Contents) Size() int { return len(c.body) + 24*len(c.records) + 128*len(c.pieces) }
 
 // Torn returns an error if part of the segment could not be read.
 func (c *Contents) Torn() error { return c.torn }
@@ -271,10 +320,10 @@ func (c *Contents) Deliveries(session SessionID, first, end uint64, visit func(C
 		p := &c.pieces[i]
 		for k := int(min(max(first, p.first)-p.first, uint64(p.count))); k < p.count; k++ {
 			seq := p.first + uint64(k)
-			if seq >= end || p.record+k >= len(c.records)-1 {
+			if seq >= end || p.record+k >= len(c.records) {
 				break
 			}
-			u := unpacker{buf: c.record(p.record + k)}
+			u := unpacker{buf: c.records[p.record+k]}
 			if m := u.message(); u.err == nil && !visit(ClaimRecord{Session: session, Seq: seq, QoS: p.qos, Retain: p.retain, Share: p.share, Identifiers: p.ids}, m) {
 				return
 			}
@@ -282,14 +331,11 @@ func (c *Contents) Deliveries(session SessionID, first, end uint64, visit func(C
 	}
 }
 
-// record returns a record's bytes.
-func (c *Contents) record(i int) []byte { return c.body[c.records[i]:c.records[i+1]] }
-
 // rewrite adds what is wanted of a segment to b. It returns the sessions that it
 // is for, with doubles.
 func (c *Contents) rewrite(b *segmentBuilder, wants func(SessionID, uint64) bool) (sessions []SessionID) {
 	var kept []piece
-	used := make([]bool, len(c.records)-1)
+	used := make([]bool, len(c.records))
 	for _, p := range c.pieces {
 		run := p
 		run.count = 0
@@ -305,7 +351,7 @@ func (c *Contents) rewrite(b *segmentBuilder, wants func(SessionID, uint64) bool
 			if p.record+k >= len(used) {
 				break // torn
 			}
-			if !wants(p.session, p.first+uint64(k)) {
+			if c.records[p.record+k] == nil || !wants(p.session, p.first+uint64(k)) {
 				flush()
 				continue
 			}
@@ -321,8 +367,7 @@ func (c *Contents) rewrite(b *segmentBuilder, wants func(SessionID, uint64) bool
 	for i, u := range used {
 		if u {
 			index[i] = b.records
-			b.body = append(b.body, c.record(i)...)
-			b.records++
+			b.record(c.records[i])
 		}
 	}
 	for _, p := range kept {

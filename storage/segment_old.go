@@ -5,6 +5,8 @@ import (
 	"database/sql"
 	"errors"
 	"fmt"
+	"strings"
+	"unicode/utf8"
 )
 
 // Up to schema 2 a segment had no head: each record was a message and the claims
@@ -123,6 +125,9 @@ func (s *sqliteStore) addHead(tx Tx, id int64) error {
 func (s StoredSegment) withHead() (StoredSegment, error) {
 	var b segmentBuilder
 	err := decodeOld(s.Body, func(r oldRecord) {
+		if !validTopic(r.message.Topic) || len(r.claims) == 0 {
+			return // zeros, where something else was
+		}
 		b.message(r.message)
 		for _, c := range r.claims {
 			b.claim(c, r.message.Size())
@@ -131,4 +136,9 @@ func (s StoredSegment) withHead() (StoredSegment, error) {
 	s.Head, s.Body = b.head(0), b.body
 	s.Size = len(s.Head) + len(s.Body)
 	return s, err
+}
+
+// validTopic reports whether a topic name can be one of ours.
+func validTopic(topic string) bool {
+	return topic != "" && utf8.ValidString(topic) && !strings.ContainsAny(topic, "+#\x00")
 }

@@ -68,6 +68,12 @@ type Config struct {
 	// WALPages is the length of the write-ahead log in pages from which on it is
 	// moved into the database; 0: the usual one. It is no key of the file.
 	WALPages int `toml:"-"`
+	// SalvageTime is how long a start may read queues from a damaged database
+	// before service begins; the rest is read afterwards. It is no key of the file.
+	SalvageTime time.Duration `toml:"-"`
+	// Damaged, where it is not empty, has Open salvage the database whatever it
+	// looks like. It says why. It is no key of the file.
+	Damaged string `toml:"-"`
 }
 
 // DefaultConfig returns the configuration of a gateway installed as a service.
@@ -78,6 +84,7 @@ func DefaultConfig() Config {
 		RetainFlush: units.Duration(10 * time.Second),
 		Reserve:     32 << 20,
 		CompactFrom: 16 << 10, // less is not worth a row's rewriting
+		SalvageTime: 2 * time.Second,
 	}
 }
 
@@ -114,11 +121,17 @@ type DB struct {
 	// read cannot write, whatever the statement.
 	read  *sql.DB
 	space *Space
+
+	unclean  bool // the last one who had the database open did not close it
+	damage   damage
+	salvaged salvaged
 }
 
 // Open makes the data directory, opens penstock.db in it and migrates it to the
-// schema of this binary. It returns an error that wraps ErrTooNew, and leaves
-// the file untouched, if only a newer binary can read the database.
+// schema of this binary. A database that is damaged is set aside, and one with
+// what could be read of it takes its place: Salvage has the report. It returns an
+// error that wraps ErrTooNew, and leaves the file untouched, if only a newer
+// binary can read the database.
 func Open(ctx context.Context, cfg Config, log *slog.Logger) (*DB, error) {
 	if err := cfg.Validate(); err != nil {
 		return nil, err
@@ -138,24 +151,34 @@ func Open(ctx context.Context, cfg Config, log *slog.Logger) (*DB, error) {
 	if err != nil {
 		return nil, err
 	}
-	// Asked before anything opens the file for writing: the pragmas of the
-	// DSN alone would change it.
-	if err := refuseTooNew(ctx, db.path, len(steps)); err != nil {
+	// Before anything opens the file for writing: the pragmas of the DSN alone
+	// would change it.
+	if err := db.mend(ctx, steps); err != nil {
 		return nil, err
 	}
-	if err := keepPrivate(db.path); err != nil {
+	if err := db.open(ctx, steps); err != nil {
 		return nil, err
-	}
-	if db.write, err = db.openPool(1); err != nil {
-		return nil, err
-	}
-	if err := migrate(ctx, db.write, steps, log); err != nil {
-		return nil, errors.Join(err, db.Close())
-	}
-	if db.read, err = openDSN(dsn(db.path, "query_only(on)"), readers); err != nil {
-		return nil, errors.Join(err, db.Close())
 	}
 	return db, nil
+}
+
+// open opens the pools of a database that was looked at.
+func (db *DB) open(ctx context.Context, steps []migration) (err error) {
+	db.unclean = fileSize(db.path+"-wal") > 0
+	db.salvaged.state = readState(filepath.Dir(db.path))
+	if err := keepPrivate(db.path); err != nil {
+		return err
+	}
+	if db.write, err = db.openPool(1); err != nil {
+		return err
+	}
+	if err := migrate(ctx, db.write, steps, db.log); err != nil {
+		return errors.Join(err, db.Close())
+	}
+	if db.read, err = openDSN(dsn(db.path, "query_only(on)"), readers); err != nil {
+		return errors.Join(err, db.Close())
+	}
+	return nil
 }
 
 // keepPrivate makes the database file if need be, readable by its owner only:

@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"math"
 	"os"
 	"path/filepath"
 )
@@ -34,14 +35,20 @@ func (db *DB) NewJournal(log *slog.Logger) (*Journal, error) {
 		return nil, err
 	}
 	db.space.look()
-	if err := db.flash.start(context.Background(), db); err != nil {
-		log.Error("what is written to the flash is not counted", "err", err)
-	}
-	s := &sqliteStore{db: db, torn: log.Error, lock: lock, checkpoints: newCheckpoints(db, log)}
-	s.checkpoints.start()
+	s := &sqliteStore{db: db, torn: log.Error, lock: lock}
+	s.watch()
 	j := NewJournal(s, db.cfg, log)
 	j.flash = db.flash
 	return j, nil
+}
+
+// watch has what is written counted, and the log moved.
+func (s *sqliteStore) watch() {
+	if err := s.db.flash.start(context.Background(), s.db); err != nil {
+		s.torn("what is written to the flash is not counted", "err", err)
+	}
+	s.checkpoints = newCheckpoints(s.db, s.db.log)
+	s.checkpoints.start()
 }
 
 // The statements of the Journal. They are prepared once per connection, which
@@ -79,7 +86,7 @@ func (s *sqliteStore) connect() error {
 	conn, err := pool.Conn(context.Background())
 	if err != nil {
 		_ = pool.Close() // the error that counts is the one above
-		return fmt.Errorf("open journal connection: %w", err)
+		return s.suspect(fmt.Errorf("open journal connection: %w", err))
 	}
 	s.pool, s.conn, s.stmts = pool, conn, make(map[string]*sql.Stmt)
 	if s.checkpoints != nil && !s.db.flash.follows() {
@@ -117,7 +124,7 @@ func (s *sqliteStore) statement(query string) (*sql.Stmt, error) {
 	if st == nil {
 		var err error
 		if st, err = s.conn.PrepareContext(context.Background(), query); err != nil {
-			return nil, fmt.Errorf("prepare %.24s: %w", query, err)
+			return nil, s.suspect(fmt.Errorf("prepare %.24s: %w", query, err))
 		}
 		s.stmts[query] = st
 	}
@@ -131,9 +138,17 @@ func (s *sqliteStore) exec(query string, args ...any) error {
 	}
 	s.flash.note(query, args)
 	if _, err := st.Exec(args...); err != nil {
-		return fmt.Errorf("%.24s: %w", query, err)
+		return s.suspect(fmt.Errorf("%.24s: %w", query, err))
 	}
 	return nil
+}
+
+// suspect is DB.suspect, for a store that may have no DB.
+func (s *sqliteStore) suspect(err error) error {
+	if s.db == nil {
+		return err
+	}
+	return s.db.suspect(err)
 }
 
 // Begin implements Store.
@@ -202,12 +217,14 @@ func (t *sqliteTx) Segment(id int64) (*StoredSegment, error) {
 	if err != nil {
 		return nil, err
 	}
-	return scanSegment(id, st.QueryRow(id))
+	row, err := scanSegment(id, st.QueryRow(id))
+	return row, t.suspect(err)
 }
 
 // Segment implements Store. It reads beside the transaction that runs.
 func (s *sqliteStore) Segment(id int64) (*StoredSegment, error) {
-	return scanSegment(id, s.db.read.QueryRow(getSegment, id))
+	row, err := scanSegment(id, s.db.read.QueryRow(getSegment, id))
+	return row, s.suspect(err)
 }
 
 func scanSegment(id int64, row *sql.Row) (*StoredSegment, error) {
@@ -259,15 +276,35 @@ func (t *sqliteTx) Rollback() error {
 	return t.disconnect()
 }
 
-// Load implements Store. A record that is torn costs itself, and not the start.
+// Load implements Store. A record that is torn costs itself, and not the start. A
+// database that cannot be read is salvaged, which closes db and opens it anew:
+// nobody else may be using it yet.
 func (s *sqliteStore) Load() (*Image, error) {
+	img, err := s.load()
+	if err == nil || !isUnreadable(err) {
+		return img, err
+	}
+	watched := s.checkpoints != nil
+	_ = s.checkpoints.close() // of what is damaged nothing more is moved
+	s.checkpoints = nil
+	if err := errors.Join(s.disconnect(), s.db.mendOpen(context.Background(), err)); err != nil {
+		return nil, err
+	}
+	if watched {
+		s.watch()
+	}
+	return s.load()
+}
+
+// load is Load of a database that can be read.
+func (s *sqliteStore) load() (*Image, error) {
 	if err := s.connect(); err != nil {
 		return nil, err
 	}
 	if err := s.addHeads(); err != nil {
 		return nil, err
 	}
-	img, err := s.loadRows()
+	img, err := s.loadRows(math.MaxInt)
 	if err != nil {
 		return nil, err
 	}
@@ -283,15 +320,18 @@ func (s *sqliteStore) Load() (*Image, error) {
 	return img, nil
 }
 
-// loadRows reads all but the segments.
-func (s *sqliteStore) loadRows() (*Image, error) {
+// loadRows reads all but the segments, of a database of a schema.
+func (s *sqliteStore) loadRows(schema int) (*Image, error) {
 	img := &Image{}
-	if err := s.loadClock(img); err != nil {
+	left, due := "left_at", "due_at"
+	if schema < 5 { // a backup that an older version has made
+		left, due = "0", "0"
+	} else if err := s.loadClock(img); err != nil {
 		return nil, err
 	}
 	var blob []byte
 	var err error
-	err = s.each(`SELECT id, client_id, expiry_s, protocol, created_ms, ceiling, progress, left_at FROM session ORDER BY id`, func(r *sql.Rows) error {
+	err = s.each(`SELECT id, client_id, expiry_s, protocol, created_ms, ceiling, progress, `+left+` FROM session ORDER BY id`, func(r *sql.Rows) error {
 		var v Session
 		if err := r.Scan(&v.ID, &v.ClientID, &v.Expiry, &v.Protocol, &v.Created, &v.Ceiling, &blob, &v.Left); err != nil {
 			return err
@@ -323,7 +363,7 @@ func (s *sqliteStore) loadRows() (*Image, error) {
 	if err != nil {
 		return nil, fmt.Errorf("load inbound identifiers: %w", err)
 	}
-	err = s.each(`SELECT client_id, delay_s, message, due_at FROM will`, func(r *sql.Rows) error {
+	err = s.each(`SELECT client_id, delay_s, message, `+due+` FROM will`, func(r *sql.Rows) error {
 		v := Will{}
 		var body []byte
 		if err := r.Scan(&v.ClientID, &v.Delay, &body, &v.Due); err != nil {

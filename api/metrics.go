@@ -93,6 +93,14 @@ var families = []family{
 	{"penstock_queue_bytes", "gauge", "Topic, payload and properties of those messages.",
 		gauge(func(s snapshot) int64 { return s.QueueBytes })},
 
+	{"penstock_queue_alarms", "gauge", "Sessions whose queue has reached a share of its bound, by percent.", func(w io.Writer, name string, s snapshot) {
+		for _, percent := range slices.Sorted(maps.Keys(s.QueueAlarms)) {
+			metrics.WriteGaugeUint64(w, fmt.Sprintf("%s{percent=%s}", name, quote(percent)), s.QueueAlarms[percent])
+		}
+	}},
+	{"penstock_store_max_bytes", "gauge", "What the segments of all queues may take on the disk.",
+		gauge(func(s snapshot) int64 { return s.StoreBound })},
+
 	{"penstock_disk_free_bytes", "gauge", "Room that is left on the data directory's file system.",
 		gauge(func(s snapshot) int64 { return s.Disk.Free })},
 	{"penstock_disk_reserve_bytes", "gauge", "How much of it is kept free; 0 if the disk is not watched.",

@@ -30,6 +30,7 @@ func fixedSnapshot() snapshot {
 			PacketsIn: 113, PacketsOut: 114, NetworkIn: 115, NetworkOut: 116, PayloadIn: 117, PayloadOut: 118,
 			MessagesIn: [3]uint64{110, 111, 112}, MessagesOut: [3]uint64{120, 121, 122},
 			BytesIn: [3]uint64{130, 131, 132}, BytesOut: [3]uint64{140, 141, 142},
+			QueueAlarms: map[string]uint64{"50": 171, "80": 172, "100": 173}, StoreBound: 174,
 			Dropped:       map[string]uint64{"queue-full": 151, "expired": 150},
 			Limited:       map[string]uint64{"evicted": 155, "connections": 154},
 			QueueMessages: 160, QueueBytes: 161,

@@ -48,6 +48,10 @@ type listenerJSON struct {
 type queueJSON struct {
 	Messages int64 `json:"messages"`
 	Bytes    int64 `json:"bytes"`
+	// Alarms counts sessions whose queue has reached a share of its bound, by percent.
+	Alarms     map[string]uint64 `json:"alarms"`
+	StoreBytes int64             `json:"store_bytes"` // of all queues, on the disk
+	StoreMax   int64             `json:"store_max"`
 }
 
 type diskJSON struct {
@@ -99,7 +103,7 @@ func (s *Server) status() statusJSON {
 		Dropped:     st.Dropped,
 		Limited:     st.Limited,
 
-		Queue: queueJSON{st.QueueMessages, st.QueueBytes},
+		Queue: queueJSON{st.QueueMessages, st.QueueBytes, st.QueueAlarms, st.Journal.SegmentBytes, st.StoreBound},
 		Disk:  diskJSON{st.Disk.Free, st.Disk.Reserve, st.Disk.Low},
 		Journal: journalJSON{
 			Commits:              st.Journal.Commits,

@@ -10,9 +10,11 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"maps"
 	"net"
 	"runtime/debug"
 	"slices"
+	"strconv"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -26,6 +28,7 @@ import (
 var (
 	ErrQuota        = errors.New("retained messages have no room (broker.max_retained)")
 	ErrDiskFull     = errors.New("disk is nearly full (storage.reserve)")
+	ErrQueueFull    = errors.New("queue of a subscriber, or of all, is full (broker.queue_overflow)")
 	ErrInvalidTopic = errors.New("topic is not one that can be published to")
 	ErrInvalidQoS   = errors.New("QoS is none of 0, 1, 2")
 )
@@ -311,7 +314,7 @@ func (b *Broker) Listeners() []ListenerInfo {
 
 // Publish publishes a message. With QoS 1 or 2 it returns nil when what a
 // PUBACK means is true: every persistent session that shall get it has it
-// safely. It returns ErrInvalidTopic, ErrInvalidQoS, ErrQuota, ErrDiskFull, or ctx's error
+// safely. It returns ErrInvalidTopic, ErrInvalidQoS, ErrQuota, ErrDiskFull, ErrQueueFull, or ctx's error
 // when that ends first; the message may be delivered all the same then.
 func (b *Broker) Publish(ctx context.Context, m Message) error {
 	switch {
@@ -325,9 +328,14 @@ func (b *Broker) Publish(ctx context.Context, m Message) error {
 		b.plane.limit(limitRetained)
 		return ErrQuota
 	}
-	if _, refused := b.plane.refuses(b.plane.routesFor(m.Topic), msg); refused {
-		b.plane.limit(limitDisk)
+	switch limit := b.plane.refuses(b.plane.routesFor(m.Topic), msg); limit {
+	case noLimit:
+	case limitDisk:
+		b.plane.limit(limit)
 		return ErrDiskFull
+	default:
+		b.plane.limit(limit)
+		return ErrQueueFull
 	}
 	var batch batch
 	done := make(chan struct{})
@@ -354,7 +362,7 @@ func (b *Broker) Clients() []ClientInfo {
 			out = append(out, ClientInfo{
 				ID: s.clientID, Username: c.who.username, Address: c.sock.RemoteAddr().String(), Listener: c.ln.name,
 				Protocol: s.version, Connected: c.slot.since, CleanStart: c.cleanStart,
-				Subscriptions: subs, QueuedMessages: s.live,
+				Subscriptions: subs, QueuedMessages: s.live, Dropped: maps.Clone(s.dropped),
 			})
 		}
 		s.mu.Unlock()
@@ -386,7 +394,7 @@ func (b *Broker) Stats() Stats {
 		NetworkIn: p.networkIn.Load(), NetworkOut: p.networkOut.Load(),
 		QueueMessages: p.queueMessages.Load(), QueueBytes: p.queueBytes.Load(),
 		Dropped: make(map[string]uint64, dropKinds), Limited: make(map[string]uint64, limitKinds), Journal: b.journal.Stats(),
-		Disk: p.space.Stats(),
+		Disk: p.space.Stats(), QueueAlarms: make(map[string]uint64, len(alarmLevels)), StoreBound: int64(p.cfg.MaxStore),
 	}
 	for q := range 3 {
 		s.MessagesIn[q], s.MessagesOut[q] = p.messagesIn[q].Load(), p.messagesOut[q].Load()
@@ -394,6 +402,9 @@ func (b *Broker) Stats() Stats {
 	}
 	for i, name := range dropCauses {
 		s.Dropped[name] = p.dropped[i].Load()
+	}
+	for i, percent := range alarmLevels {
+		s.QueueAlarms[strconv.Itoa(percent)] = uint64(max(p.alarms[i].Load(), 0))
 	}
 	for i, name := range limitNames {
 		s.Limited[name] = p.limited[i].Load()
@@ -433,6 +444,14 @@ func (b *Broker) Health() Health {
 	if b.plane.space.Low() {
 		h.Degraded = true
 		h.Reasons = append(h.Reasons, "disk: nearly full, what would have to be stored is refused")
+	}
+	if n := b.plane.alarms[len(alarmLevels)-1].Load(); n > 0 {
+		h.Degraded = true
+		h.Reasons = append(h.Reasons, fmt.Sprintf("queues: those of %d clients are full (broker.queue_overflow is %s)", n, b.cfg.QueueOverflow))
+	}
+	if l := int(b.plane.storeAlarm.Load()); l > 1 {
+		h.Degraded = true
+		h.Reasons = append(h.Reasons, fmt.Sprintf("queues: all together have reached %d%% of broker.max_store (broker.queue_overflow is %s)", alarmLevels[l-1], b.cfg.QueueOverflow))
 	}
 	if w := b.journal.FlashWarning(); w != "" {
 		h.Degraded = true

@@ -27,6 +27,10 @@ type Config struct {
 	Window           int              `toml:"window"`                  // deliveries of QoS 1 and 2 in flight to a client
 	MaxQueueMessages int              `toml:"max_queue_messages"`      // waiting for one client
 	MaxQueueBytes    units.Bytes      `toml:"max_queue_bytes"`         // waiting for one client: topics, payloads and properties
+	MaxQueueMemory   units.Bytes      `toml:"max_queue_memory"`        // the same for a client whose session ends with its connection, so that nothing of it is on disk
+	MaxQueueAge      units.Duration   `toml:"max_queue_age"`           // how long a message may wait; 0: no bound
+	MaxStore         units.Bytes      `toml:"max_store"`               // all queues on disk together
+	QueueOverflow    string           `toml:"queue_overflow"`          // at a bound: "drop-oldest", "drop-newest" or "reject"
 	MaxOutput        units.Bytes      `toml:"max_output"`              // written to one client and not yet taken by it: QoS 0 beyond is dropped
 	MaxSessions      int              `toml:"max_sessions"`            // persistent ones
 	MaxRetained      units.Bytes      `toml:"max_retained"`            // retained messages in all: topics, payloads, properties, and what the index takes
@@ -57,8 +61,11 @@ func DefaultConfig() Config {
 		MaxSubscriptions: 10000,
 		ReceiveMaximum:   1000,
 		Window:           256,
-		MaxQueueMessages: 1000000,
-		MaxQueueBytes:    64 << 20,
+		MaxQueueMessages: 10000000,
+		MaxQueueBytes:    256 << 20,
+		MaxQueueMemory:   8 << 20,
+		MaxStore:         1 << 30,
+		QueueOverflow:    overflowDropOldest,
 		MaxOutput:        1 << 20,
 		MaxSessions:      100000,
 		MaxRetained:      64 << 20,
@@ -91,6 +98,9 @@ func (c Config) Validate() error {
 		within("window", c.Window, 1, 65535),
 		within("max_queue_messages", c.MaxQueueMessages, 1, 100000000),
 		within("max_queue_bytes", c.MaxQueueBytes, 1<<10, 1<<40),
+		within("max_queue_memory", c.MaxQueueMemory, 1<<10, 1<<30),
+		within("max_queue_age", c.MaxQueueAge, 0, 36500*24*3600e9),
+		within("max_store", c.MaxStore, 1<<20, 1<<44),
 		within("max_output", c.MaxOutput, 64<<10, 128<<20),
 		within("max_sessions", c.MaxSessions, 1, 1000000),
 		within("max_retained", c.MaxRetained, 1<<10, 1<<40),
@@ -98,6 +108,11 @@ func (c Config) Validate() error {
 		within("session_expiry", c.SessionExpiry, 1e9, 36500*24*3600e9),
 		within("will_grace", c.WillGrace, 0, 86400e9),
 	)
+	switch c.QueueOverflow {
+	case overflowDropOldest, overflowDropNewest, overflowReject:
+	default:
+		err = errors.Join(err, fmt.Errorf("broker.queue_overflow: %q is none of %q, %q, %q", c.QueueOverflow, overflowDropOldest, overflowDropNewest, overflowReject))
+	}
 	if c.MaxKeepAlive < 0 || c.MaxKeepAlive > 65535e9 || c.MaxKeepAlive%1e9 != 0 {
 		err = errors.Join(err, fmt.Errorf("broker.max_keep_alive: %v is not whole seconds from 0s to 65535s", c.MaxKeepAlive))
 	}

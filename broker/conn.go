@@ -402,8 +402,8 @@ func (c *conn) publish(first byte, body []byte, size int) error {
 		}
 	}
 	if f.qos == 0 {
-		if _, refused := p.refuses(st.routes, m); refused {
-			p.limit(limitDisk)
+		if limit := p.refuses(st.routes, m); limit != noLimit {
+			p.limit(limit)
 			m.Retain = false // delivered, but not retained
 		}
 		var r receipt

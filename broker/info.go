@@ -25,7 +25,8 @@ type ClientInfo struct {
 	Connected      time.Time
 	CleanStart     bool // Clean Session (3.x) or Clean Start (5) of its CONNECT
 	Subscriptions  int
-	QueuedMessages int // waiting for it or in flight to it
+	QueuedMessages int               // waiting for it or in flight to it
+	Dropped        map[string]uint64 // deliveries to its session not made, by cause; nil: none
 }
 
 // ListenerInfo is one bound listener.
@@ -74,8 +75,10 @@ type Stats struct {
 	Dropped map[string]uint64 // deliveries not made, by cause (see dropCauses)
 	Limited map[string]uint64 // connections or packets refused because of a limit, by limit (see limitNames)
 
-	QueueMessages int64 // waiting for subscribers or in flight to them
-	QueueBytes    int64 // topic, payload and properties of those, bytes
+	QueueMessages int64             // waiting for subscribers or in flight to them
+	QueueBytes    int64             // topic, payload and properties of those, bytes
+	QueueAlarms   map[string]uint64 // sessions whose queue has reached a share of its bound, by percent
+	StoreBound    int64             // what the segments of all queues may take on the disk (Journal.SegmentBytes), bytes
 
 	Journal storage.JournalStats
 	Disk    storage.SpaceStats

@@ -28,6 +28,7 @@ const (
 	limitRetained
 	limitLogins
 	limitDisk
+	limitQueues
 	limitKinds
 	noLimit = -1
 )
@@ -51,6 +52,7 @@ var limitNames = [limitKinds]string{
 	limitRetained:           "retained",
 	limitLogins:             "logins",
 	limitDisk:               "disk",
+	limitQueues:             "queues",
 }
 
 // limitOf is the limit that a connection ended for, by the reason code.

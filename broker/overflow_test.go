@@ -5,9 +5,12 @@ import (
 	"errors"
 	"fmt"
 	"slices"
+	"strings"
 	"sync/atomic"
 	"testing"
+	"time"
 
+	"penstock/internal/units"
 	"penstock/storage"
 )
 
@@ -102,8 +105,7 @@ func TestNearlyFullDiskAndShares(t *testing.T) {
 	b.subscribe(1, "$share/g/t")
 	r.commit()
 	refused := func() bool {
-		_, refused := r.p.refuses(r.p.routesFor("t"), &storage.Message{Topic: "t", QoS: 1})
-		return refused
+		return r.p.refuses(r.p.routesFor("t"), &storage.Message{Topic: "t", QoS: 1}) == limitDisk
 	}
 	r.p.leave(a.s, a, leaving{}, &r.b)
 	if refused() {
@@ -173,5 +175,185 @@ func TestNearlyFullDiskOnTheWire(t *testing.T) {
 	away.ping()
 	if len(away.stash) != 0 {
 		t.Error("a message that was refused was delivered")
+	}
+}
+
+// sleeper is a client with a persistent session that is away, and a publisher.
+func sleeper(t *testing.T, change ...func(*Config)) (r *rig, pub, away *party) {
+	r = newRig(t, change...)
+	r.p.memory = memory{online: 8, away: 4, chunk: 4, bytes: 1 << 20, budget: 1 << 20}
+	pub, away = r.connect("pub", 10), r.connect("away", 10)
+	pub.s.version = 5
+	away.subscribe(1, "t")
+	r.commit()
+	r.p.leave(away.s, away, leaving{}, &r.b)
+	return r, pub, away
+}
+
+// publishMany publishes messages m0, m1, …, commits now and then, and returns how
+// many were refused.
+func publishMany(r *rig, pub *party, from, n int) int {
+	before := r.p.limited[limitQueues].Load()
+	for i := from; i < from+n; i++ {
+		pub.publish(storage.Message{Topic: "t", Payload: fmt.Appendf(nil, "m%d", i), QoS: 1}, uint16(1+i%1000))
+		if i%7 == 6 {
+			r.commit()
+		}
+	}
+	r.commit()
+	return int(r.p.limited[limitQueues].Load() - before)
+}
+
+// names returns the payloads that a client got.
+func (l *party) names() (names []string) {
+	for _, d := range l.deliveries {
+		name, _, _ := strings.Cut(d, " ")
+		names = append(names, name)
+	}
+	return names
+}
+
+// At the bound of a queue its owner's policy decides, also where the queue is on
+// the disk, and there is an alarm that says so.
+func TestOverflowPolicies(t *testing.T) {
+	for policy, want := range map[string]struct {
+		first, refused int
+		dropped        uint64
+	}{
+		overflowDropOldest: {50, 0, 50},
+		overflowDropNewest: {0, 0, 50},
+		overflowReject:     {0, 50, 0},
+	} {
+		t.Run(policy, func(t *testing.T) {
+			r, pub, away := sleeper(t, func(c *Config) { c.QueueOverflow, c.MaxQueueMessages = policy, 100 })
+			levels := func(when string, want [3]int64) {
+				t.Helper()
+				for i := range want {
+					if got := r.p.alarms[i].Load(); got != want[i] {
+						t.Errorf("%s: %d queues have reached %d%%, want %d", when, got, alarmLevels[i], want[i])
+					}
+				}
+			}
+			levels("empty", [3]int64{})
+			publishMany(r, pub, 0, 50)
+			levels("half full", [3]int64{1})
+			publishMany(r, pub, 50, 40)
+			levels("at 90%", [3]int64{1, 1})
+			refused := publishMany(r, pub, 90, 60)
+			levels("full", [3]int64{1, 1, 1})
+			if refused != want.refused || r.p.dropped[dropQueueFull].Load() != want.dropped || away.s.dropped["queue-full"] != want.dropped {
+				t.Errorf("%d refused, %d dropped, %d of them counted for the client; want %d, %d, %d", refused, r.p.dropped[dropQueueFull].Load(),
+					away.s.dropped["queue-full"], want.refused, want.dropped, want.dropped)
+			}
+			if away.s.spill.count < 50 {
+				t.Errorf("%d messages are on the disk only, too few for this test", away.s.spill.count)
+			}
+			back := r.connect("away", 200)
+			for range 100 {
+				r.load()
+			}
+			var names []string
+			for i := range 100 {
+				names = append(names, fmt.Sprintf("m%d", want.first+i))
+			}
+			equal(t, "got", back.names(), names)
+			for back.s.live > 0 {
+				back.s.puback(back.s.packetID(back.s.queue.at(0).seq), &r.b)
+				r.load()
+			}
+			r.p.sweep(time.Now(), &r.b)
+			levels("empty again", [3]int64{})
+		})
+	}
+}
+
+// A message that a policy refuses is refused for all: nobody has got it.
+func TestRejectIsAllOrNothing(t *testing.T) {
+	r, pub, _ := sleeper(t, func(c *Config) { c.QueueOverflow, c.MaxQueueMessages = overflowReject, 3 })
+	online := r.connect("online", 10)
+	online.subscribe(1, "t")
+	r.commit()
+	if refused := publishMany(r, pub, 0, 10); refused != 7 || len(online.deliveries) != 3 {
+		t.Errorf("%d of 10 refused, %d delivered to who is connected; want 7, and 3", refused, len(online.deliveries))
+	}
+	pub.s.version = 4
+	if err := r.p.accept(pub.s, &pub.acks, r.p.routesFor("t"), &storage.Message{Topic: "t", QoS: 1}, 1, &r.b); err == nil {
+		t.Error("a 3.1.1 client is not disconnected")
+	}
+	if got := r.p.limited[limitQueues].Load(); got != 8 {
+		t.Errorf("%d counted as refused, want 8", got)
+	}
+}
+
+// What has waited for too long goes, from the disk as well as from memory.
+func TestQueueAge(t *testing.T) {
+	for _, n := range []int{3, 50} {
+		r, pub, away := sleeper(t, func(c *Config) { c.MaxQueueAge = units.Duration(time.Hour) })
+		away.s.expiry = storage.NeverExpires
+		now := r.p.clock.now()
+		r.p.now = func() int64 { return now }
+		publishMany(r, pub, 0, n)
+		now += 50 * 60e3
+		publishMany(r, pub, n, n)
+		r.p.sweep(time.Now().Add(61*time.Minute), &r.b)
+		r.commit()
+		back := r.connect("away", 200)
+		for range 100 {
+			r.load()
+		}
+		var names []string
+		for i := range n {
+			names = append(names, fmt.Sprintf("m%d", n+i))
+		}
+		equal(t, fmt.Sprintf("of %d", 2*n), back.names(), names)
+		if got := away.s.dropped["queue-age"]; got != uint64(n) {
+			t.Errorf("%d counted as too old, want %d", got, n)
+		}
+	}
+}
+
+// All queues together have a bound; above it the longest gives way.
+func TestStoreBound(t *testing.T) {
+	r, pub, away := sleeper(t, func(c *Config) { c.MaxStore = 4000 })
+	short := r.connect("short", 10)
+	short.subscribe(1, "u")
+	r.commit()
+	r.p.leave(short.s, short, leaving{}, &r.b)
+	pub.publish(storage.Message{Topic: "u", Payload: []byte("u"), QoS: 1}, 1)
+	publishMany(r, pub, 0, 1000)
+	before := r.p.journal.Stored()
+	r.p.sweep(time.Now(), &r.b)
+	if !r.p.storeFull.Load() || r.p.storeAlarm.Load() != 3 {
+		t.Errorf("full %v, alarm %d; want an alarm", r.p.storeFull.Load(), r.p.storeAlarm.Load())
+	}
+	if lost := away.s.dropped["store-full"]; int64(away.s.bytes) < 1000 || int(lost)+away.s.live != 1000 || short.s.live != 1 {
+		t.Errorf("%d of 1000 dropped, %d left, %d of the short queue; want what is too much, and 1", lost, away.s.live, short.s.live)
+	}
+	for range 10 {
+		r.commit()
+		r.p.sweep(time.Now(), &r.b)
+	}
+	if got := r.p.journal.Stored(); got > 4000 || r.p.storeFull.Load() || away.s.live == 0 {
+		t.Errorf("%d bytes of %d are stored in the end, %d messages; want less than 4000, and some", got, before, away.s.live)
+	}
+	img, err := r.store.Load()
+	if err != nil || len(img.Segments) != int(r.p.journal.Stats().Segments) {
+		t.Errorf("%d segments are stored, %d are counted, error %v", len(img.Segments), r.p.journal.Stats().Segments, err)
+	}
+}
+
+// A session that ends with its connection has its queue in memory only, and a
+// bound of its own for that.
+func TestQueueInMemoryIsBounded(t *testing.T) {
+	r := newRig(t, func(c *Config) { c.MaxQueueMemory = 64 << 10 })
+	pub := r.connect("pub", 10)
+	slow := &party{r: r}
+	slow.s = r.p.open(slow, opening{clientID: "slow", version: 4, window: 10}, &r.b).s
+	slow.acks.link = slow
+	slow.s.attach(slow, &slow.acks, &r.b)
+	slow.subscribe(1, "t")
+	publishMany(r, pub, 0, 1000)
+	if s := slow.s; s.takes() > 64<<10 || s.live < 200 || s.dropped["queue-full"] == 0 {
+		t.Errorf("%d messages of %d bytes wait, %d were dropped; want no more than 64 KiB with what they take beside", s.live, s.bytes, s.dropped["queue-full"])
 	}
 }

@@ -59,6 +59,8 @@ type plane struct {
 	readMu     sync.Mutex             // held while a segment is read
 	read       []readSegment          // segments that were read last
 	readError  atomic.Pointer[string] // why queues cannot be read; nil: they can
+	storeFull  atomic.Bool            // all queues together take what they may, or more
+	storeAlarm atomic.Int32           // level of alarmLevels that they have reached
 	background func(func())           // runs what may have to wait for the disk
 	pause      func(time.Duration)
 
@@ -269,6 +271,7 @@ func (s *session) restored(done storage.Progress) {
 		s.reserved, s.ceiling = s.nextSeq+p.block, s.nextSeq+p.block
 	}
 	s.reserve()
+	s.raise(min(s.fill(), len(alarmLevels)-1))
 }
 
 // opening is what a CONNECT asks of the data plane.
@@ -591,6 +594,12 @@ func (p *plane) sweep(now time.Time, b *batch) {
 		if s.expired(at) {
 			expired = append(expired, s)
 		}
+		if p.cfg.MaxQueueAge > 0 && s.live > 0 {
+			s.tooOld(at, b)
+		}
+		if s.alarm > 0 {
+			s.lower()
+		}
 		s.mu.Unlock()
 	}
 	due := make(map[string]*will)
@@ -600,6 +609,7 @@ func (p *plane) sweep(now time.Time, b *batch) {
 		}
 	}
 	p.sessMu.Unlock()
+	p.watchStore()
 	for id, w := range due {
 		b.flush() // who is in the middle of a takeover is waited for; others' output is not to wait too
 		unlock := p.lockID(id)

@@ -133,8 +133,8 @@ func (d ticketDone) Committed() { d.t.release(d.p.told()) }
 // message has it safely, and the retained store where it is concerned. An error
 // is to end the connection: the message was not taken over.
 func (p *plane) accept(from *session, acks *ackQueue, rt *routes, m *storage.Message, id uint16, b *batch) error {
-	if reason, refused := p.refuses(rt, m); refused {
-		return p.refuse(from, acks, m, id, reason, b)
+	if limit := p.refuses(rt, m); limit != noLimit {
+		return p.refuse(from, acks, m, id, limit, b)
 	}
 	r := receipt{acks: acks, kind: typePuback, id: id}
 	if fault(faultAckEarly) {
@@ -254,10 +254,10 @@ func (p *plane) deliver(d *route, m *storage.Message, kept bool, b *batch, r *re
 		switch {
 		case s.link == nil: // QoS 0 is not kept for who is away
 		case m.Expires != 0 && p.expired(m, p.now()):
-			p.drop(dropExpired)
+			s.drop(dropExpired, 1)
 		case s.qos0 > 0: // must not overtake what waits
 			if s.qos0 >= maxQoS0Behind || s.full(m.Size()) {
-				p.drop(dropQoS0)
+				s.drop(dropQoS0, 1)
 				break
 			}
 			if !kept {
@@ -265,12 +265,17 @@ func (p *plane) deliver(d *route, m *storage.Message, kept bool, b *batch, r *re
 			}
 			s.enqueue(m, 0, retain, d.ids, b)
 		case !s.link.roomQoS0():
-			p.drop(dropQoS0)
+			s.drop(dropQoS0, 1)
 		default:
 			if s.link.sendPublish(m, 0, false, retain, 0, d.ids, b) == outTooLarge {
-				p.drop(dropTooLarge)
+				s.drop(dropTooLarge, 1)
 			}
 		}
+		return m, kept, true
+	}
+	if s.dropsNewest(m.Size()) {
+		s.raise(len(alarmLevels))
+		s.drop(dropQueueFull, 1)
 		return m, kept, true
 	}
 	if !kept {
@@ -303,11 +308,13 @@ const (
 	dropSessionEnded
 	dropACL
 	dropDamaged
+	dropTooOld
+	dropStoreFull
 	dropKinds
 )
 
 // dropCauses names the causes, for people and metrics.
-var dropCauses = [dropKinds]string{"qos0-slow-reader", "queue-full", "packet-too-large", "expired", "session-ended", "not-authorized", "damaged"}
+var dropCauses = [dropKinds]string{"qos0-slow-reader", "queue-full", "packet-too-large", "expired", "session-ended", "not-authorized", "damaged", "queue-age", "store-full"}
 
 // counters are the plane's statistics.
 type counters struct {
@@ -317,6 +324,7 @@ type counters struct {
 	queueMessages, queueBytes atomic.Int64 // of these, the next are on the disk only
 	spilledMessages           atomic.Int64
 	spilledBytes              atomic.Int64
+	alarms                    [len(alarmLevels)]atomic.Int64 // sessions whose queue has reached the level
 	connections               atomic.Int64
 	connectionsTotal          atomic.Uint64
 	limited                   [limitKinds]atomic.Uint64

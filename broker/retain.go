@@ -153,10 +153,9 @@ func (p *plane) queueRetained(s *session, found []retainedMatch, b *batch) (pubs
 			s.pump(b) // the client may be there to take some
 		}
 		if s.full(m.Size()) { // they do not displace what was acknowledged
-			p.drop(dropQueueFull)
-			if misses++; misses == 1 {
-				p.log.Warn("queue full, retained messages dropped", "client", s.clientID, "filter", sub.filter)
-			}
+			s.raise(len(alarmLevels))
+			s.drop(dropQueueFull, 1)
+			misses++
 			if misses >= maxMisses || s.live >= p.cfg.MaxQueueMessages {
 				break
 			}

@@ -109,11 +109,13 @@ type session struct {
 	live     int   // unfinished deliveries in both
 	qos0     int   // QoS 0 deliveries in queue: retained ones, and what must stay behind them
 	nextSeq  uint64
-	ceiling  uint64 // sequence numbers below it may be used
-	reserved uint64 // ceiling asked for, not yet durable
-	overflow bool   // an episode of overflow is going on; it was logged
-	loading  bool   // something is being read from the disk
-	spilling bool   // it is to be looked at whether memory can be given back; the journal's
+	ceiling  uint64            // sequence numbers below it may be used
+	reserved uint64            // ceiling asked for, not yet durable
+	alarm    int               // level of alarmLevels that the queue has reached
+	lost     int               // deliveries dropped since the queue was full
+	dropped  map[string]uint64 // deliveries not made, by cause; nil: none
+	loading  bool              // something is being read from the disk
+	spilling bool              // it is to be looked at whether memory can be given back; the journal's
 	stale    stale
 
 	// After a restart: what may have been sent before it.
@@ -171,13 +173,10 @@ func (s *session) enqueue(m *storage.Message, qos byte, retain bool, ids []uint3
 	if s.id != 0 {
 		s.reserve()
 	}
+	if level := s.fill(); level > s.alarm {
+		s.raise(min(level, len(alarmLevels)-1))
+	}
 	return e
-}
-
-// full reports whether a message of the given size is more than the queue may
-// hold. s.mu is held.
-func (s *session) full(size int) bool {
-	return s.live > 0 && s.bytes+int64(size) > s.plane.cfg.queueBytes() || s.live >= s.plane.cfg.MaxQueueMessages
 }
 
 // reserve asks for more sequence numbers before they run out. s.mu is held.
@@ -199,15 +198,12 @@ func (s *session) reserve() {
 // are not in flight: the policy that one dead subscriber must not silence a
 // plant. s.mu is held.
 func (s *session) dropOldest(need int, b *batch) {
-	if !s.overflow {
-		s.overflow = true
-		s.plane.log.Warn("queue full, oldest messages dropped", "client", s.clientID, "messages", s.live, "bytes", s.bytes)
-	}
+	s.raise(len(alarmLevels))
 	for i := s.next; s.full(need); {
 		if s.spill.count > 0 && (i >= s.queue.len() || s.spill.first() < s.queue.at(i).seq) {
 			before := s.live
 			s.dropSpilled(need)
-			s.plane.dropMany(dropQueueFull, before-s.live)
+			s.drop(dropQueueFull, before-s.live)
 			continue
 		}
 		if i >= s.queue.len() {
@@ -218,7 +214,7 @@ func (s *session) dropOldest(need int, b *batch) {
 			i++
 			continue
 		}
-		s.plane.drop(dropQueueFull)
+		s.drop(dropQueueFull, 1)
 		s.discard(i, b)
 	}
 }
@@ -264,7 +260,7 @@ func (s *session) pump(b *batch) {
 			continue
 		}
 		if e.msg.Expires != 0 && e.mayExpire() && s.plane.expired(e.msg, s.plane.now()) {
-			s.plane.drop(dropExpired)
+			s.drop(dropExpired, 1)
 			s.discard(s.next, b)
 			continue
 		}
@@ -296,7 +292,7 @@ func (s *session) pump(b *batch) {
 		case outGone:
 			return
 		case outTooLarge:
-			s.plane.drop(dropTooLarge)
+			s.drop(dropTooLarge, 1)
 			s.discard(s.next, b)
 			continue
 		}
@@ -334,9 +330,6 @@ func (s *session) finish(e *entry, b *batch) {
 		s.plane.journal.MarkProgress(s.id, nil)
 	}
 	e.msg = nil // it may stay behind a stuck one for long
-	if s.live == 0 {
-		s.overflow = false
-	}
 	s.advance()
 }
 
@@ -736,6 +729,7 @@ func (s *session) end(b *batch) (orphans []orphan) {
 	}
 	s.queue, s.next = ring{}, 0
 	s.inbound = nil
+	s.lower()
 	slices.SortStableFunc(orphans, func(a, b orphan) int { return cmp.Compare(a.seq, b.seq) })
 	return orphans
 }

@@ -254,7 +254,7 @@ func (s *session) lowest() uint64 {
 func (s *session) dropSpilled(need int) {
 	r := &s.spill.runs[s.spill.head]
 	each := max(r.bytes/int64(r.count), 1)
-	over := s.bytes + int64(need) - s.plane.cfg.queueBytes()
+	over := s.bytes + int64(need) - s.bound()
 	n := max(s.live-s.plane.cfg.MaxQueueMessages+1, int(min((over+each-1)/each, int64(r.count))), 1)
 	s.giveUp(min(n, r.count))
 }
@@ -438,7 +438,7 @@ func (s *session) loaded(got []*entry, seg *storage.Segment, upTo uint64) {
 	}
 	got = slices.DeleteFunc(got, func(e *entry) bool { return e.seq < r.first || e.seq >= upTo })
 	if lost := int(upTo-r.first) - len(got); lost > 0 {
-		s.plane.dropMany(dropDamaged, lost)
+		s.drop(dropDamaged, lost)
 		s.plane.log.Error("messages of a queue are missing on the disk", "client", s.clientID, "messages", lost)
 		s.live -= lost
 		s.plane.queueMessages.Add(-int64(lost))

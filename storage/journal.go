@@ -545,6 +545,13 @@ func (j *Journal) Stats() JournalStats {
 	return s
 }
 
+// Stored returns the size of the segments that sessions need, bytes.
+func (j *Journal) Stored() int64 {
+	j.mu.Lock()
+	defer j.mu.Unlock()
+	return j.stats.SegmentBytes
+}
+
 // Run commits groups as they become due, until ctx ends. A commit that fails
 // is tried again, the same group, until it succeeds: acknowledgements wait
 // meanwhile. It does not write what is pending when ctx ends; Flush does. It

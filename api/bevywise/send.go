@@ -41,6 +41,8 @@ func (a *api) notSent(r *http.Request, topic string, err error) (detail string) 
 		return "There is no room for another retained message (broker.max_retained)."
 	case errors.Is(err, broker.ErrDiskFull):
 		return "The disk is nearly full, and the message would have to be stored (storage.reserve)."
+	case errors.Is(err, broker.ErrQueueFull):
+		return "The queue of a subscriber, or of all together, is full (broker.queue_overflow is reject)."
 	case errors.Is(err, context.DeadlineExceeded):
 		if !gone {
 			a.deps.Log.Warn("message of the api not durable in time, it may still be delivered", "err", err, "topic", topic)

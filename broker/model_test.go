@@ -265,7 +265,11 @@ func (w *sim) commit() {
 		w.away()
 	}
 	w.cut = false
-	err := w.journal.Commit()
+	commit := w.journal.Commit
+	if w.chance(3) {
+		commit = w.journal.CommitChanges
+	}
+	err := commit()
 	w.note("commit: %v", err)
 	if err != nil && !errors.Is(err, storagetest.ErrCut) {
 		w.fail("commit: %v", err)

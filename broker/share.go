@@ -120,8 +120,8 @@ func (p *plane) adopt(o orphan, b *batch) {
 	if o.ticket != nil {
 		o.ticket.release(b) // what it owed to the session that has ended
 	}
-	if o.seg != nil {
-		o.seg.Release(1, o.msg.Size()) // the new claim comes before this in the journal
+	if o.seg != nil { // until the new claim is durable, or acknowledged
+		p.journal.Change(func(storage.Tx) error { return nil }, storage.WaiterFunc(func() { o.seg.Release(1, o.msg.Size()) }))
 	}
 }
 

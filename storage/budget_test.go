@@ -47,7 +47,7 @@ func TestBudgetPutsOffWhatCanWait(t *testing.T) {
 			j := NewJournal(nil, DefaultConfig(), slog.New(slog.DiscardHandler))
 			j.flash = m
 			mark(j)
-			return time.Until(j.due)
+			return j.wait()
 		}
 		check := func(what string, factor time.Duration) {
 			t.Helper()

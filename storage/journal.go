@@ -162,6 +162,7 @@ const segmentBytes = 256 << 10
 // operation is one entry of the journal's queue: a publication or a change.
 type operation struct {
 	pub    *Publication
+	at     time.Time // when it was added
 	change func(Tx) error
 	done   Waiter
 }
@@ -199,7 +200,8 @@ type Journal struct {
 	drops    []int64                // segments nobody needs
 	pinned   []*Segment             // segments to be written anew
 	small    [len(tiers)][]*Segment // segments that may be merged, in the order in which they were made
-	due      time.Time              // when the next commit must start; zero: nothing to do
+	due      time.Time              // when the next commit must start, but for publications; zero: nothing to do
+	pubDue   time.Time              // when it must for the publications in pending, unless they are elided; zero: there are none
 	stats    JournalStats
 	writing  time.Time // when the transaction that runs was begun
 
@@ -363,9 +365,13 @@ func (j *Journal) Publish(p *Publication) {
 		p.Message = &Message{Topic: p.Message.Topic} // while commits fail, the payloads would pile up
 	}
 	j.mu.Lock()
-	j.pending = append(j.pending, operation{pub: p})
+	now := time.Now()
+	j.pending = append(j.pending, operation{pub: p, at: now})
 	j.size += p.size()
-	j.schedule(j.commitDelay)
+	if j.pubDue.IsZero() {
+		j.pubDue = now.Add(j.commitDelay)
+		j.poke()
+	}
 	many := j.backlog().reaches(pruneMin)
 	j.mu.Unlock()
 	if many {
@@ -446,7 +452,7 @@ func (op operation) needed() (claims int, needed bool) {
 // durable. change may be called more than once, when a transaction fails.
 func (j *Journal) Change(change func(Tx) error, done Waiter) {
 	j.mu.Lock()
-	j.pending = append(j.pending, operation{change: change, done: done})
+	j.pending = append(j.pending, operation{change: change, done: done, at: time.Now()})
 	j.schedule(j.commitDelay)
 	j.mu.Unlock()
 }
@@ -515,9 +521,66 @@ func (j *Journal) schedule(d time.Duration) {
 		return
 	}
 	j.due = due
+	j.poke()
+}
+
+// poke has Run look anew when the next commit is due. j.mu is held.
+func (j *Journal) poke() {
 	select {
 	case j.wake <- struct{}{}:
 	default:
+	}
+}
+
+// wait returns how long Run has to wait for the next commit; negative if it is
+// due. j.mu is held.
+func (j *Journal) wait() time.Duration {
+	wait := time.Hour
+	for _, due := range []time.Time{j.due, j.pubDue} {
+		if !due.IsZero() {
+			wait = min(wait, time.Until(due))
+		}
+	}
+	return wait
+}
+
+// elide forgets the publications in what is pending that nobody needs any more, up
+// to the first that is needed, and counts the commit delay from that one on. So a commit is not made for those that came a moment before it was due,
+// and whose subscribers are about to acknowledge them.
+func (j *Journal) elide() {
+	j.pruneMu.Lock()
+	defer j.pruneMu.Unlock()
+	j.mu.Lock()
+	ops := j.pending
+	j.pending = nil
+	j.mu.Unlock()
+	kept, n, elided, size := ops[:0], 0, 0, 0
+	var first time.Time
+	for ; n < len(ops) && first.IsZero(); n++ {
+		claims, needed := ops[n].needed()
+		if needed {
+			kept = append(kept, ops[n])
+			if ops[n].pub != nil { // a change has a time of its own
+				first = ops[n].at
+			}
+			continue
+		}
+		elided += claims
+		size += ops[n].pub.size()
+	}
+	kept = append(kept, ops[n:]...)
+	clear(ops[len(kept):])
+	j.mu.Lock()
+	defer j.mu.Unlock()
+	if first.IsZero() && len(j.pending) > 0 {
+		first = j.pending[0].at // about; the next time has it right
+	}
+	j.pending = append(kept, j.pending...)
+	j.size -= size
+	j.stats.Elided += uint64(elided)
+	j.pubDue = time.Time{}
+	if !first.IsZero() {
+		j.pubDue = first.Add(j.commitDelay)
 	}
 }
 
@@ -529,7 +592,7 @@ func (j *Journal) Pending() (operations int, any bool) {
 	defer j.commitMu.Unlock()
 	j.mu.Lock()
 	defer j.mu.Unlock()
-	return len(j.pending) + len(j.group.ops), !j.due.IsZero() || !j.group.empty()
+	return len(j.pending) + len(j.group.ops), !j.due.IsZero() || !j.pubDue.IsZero() || !j.group.empty()
 }
 
 // Stats returns a snapshot of the counters.
@@ -562,11 +625,8 @@ func (j *Journal) Run(ctx context.Context) error {
 	defer timer.Stop()
 	var retry time.Duration
 	for {
-		wait := time.Hour
 		j.mu.Lock()
-		if !j.due.IsZero() {
-			wait = time.Until(j.due)
-		}
+		wait := j.wait()
 		j.mu.Unlock()
 		if retry > 0 {
 			wait = retry
@@ -586,7 +646,20 @@ func (j *Journal) Run(ctx context.Context) error {
 			}
 		case <-timer.C:
 		}
-		if err := j.Commit(); err != nil {
+		commit := j.CommitChanges
+		if retry == 0 {
+			j.elide()
+			j.mu.Lock()
+			wait := j.wait()
+			if !j.pubDue.IsZero() && time.Until(j.pubDue) <= 0 {
+				commit = j.Commit
+			}
+			j.mu.Unlock()
+			if wait > 0 {
+				continue
+			}
+		}
+		if err := commit(); err != nil {
 			if errors.Is(err, ErrDamaged) {
 				return err
 			}
@@ -629,11 +702,17 @@ func (g *group) empty() bool {
 // Commit writes what is pending as one group now, due or not, and tells those
 // who wait. After an error the group is kept, and the next Commit tries it
 // again, alone. Where everything in the group is elided, nothing is written.
-func (j *Journal) Commit() error {
+func (j *Journal) Commit() error { return j.commit(true) }
+
+// CommitChanges is Commit but for the publications that come behind all changes:
+// their subscribers have the commit delay to acknowledge them.
+func (j *Journal) CommitChanges() error { return j.commit(false) }
+
+func (j *Journal) commit(all bool) error {
 	j.commitMu.Lock()
 	defer j.commitMu.Unlock()
 	if j.group.empty() {
-		j.take()
+		j.take(all)
 	}
 	start := time.Now()
 	j.mu.Lock()
@@ -666,7 +745,7 @@ func (j *Journal) Commit() error {
 }
 
 // take moves what is pending into the group. j.commitMu is held.
-func (j *Journal) take() {
+func (j *Journal) take(all bool) {
 	g := &j.group
 	j.pruneMu.Lock()
 	defer j.pruneMu.Unlock()
@@ -675,7 +754,20 @@ func (j *Journal) take() {
 	if cap(g.ops) > 16*pruneMin.operations {
 		g.ops = nil // of a burst
 	}
-	g.ops, j.pending, j.size = j.pending, g.ops[:0], 0
+	n := len(j.pending)
+	for !all && n > 0 && j.pending[n-1].change == nil {
+		n--
+	}
+	rest := j.pending[n:]
+	g.ops, j.pending, j.size = j.pending[:n], append(g.ops[:0], rest...), 0
+	clear(rest)
+	var pubDue time.Time
+	for i, op := range j.pending {
+		if i == 0 {
+			pubDue = op.at.Add(j.commitDelay)
+		}
+		j.size += op.pub.size()
+	}
 	j.pruneAt = backlog{}
 	g.urgent, j.urgent = j.urgent, g.urgent[:0]
 	g.drops, j.drops = j.drops, g.drops[:0]
@@ -683,9 +775,9 @@ func (j *Journal) take() {
 	g.retained = nil
 	now := time.Now()
 	var next time.Time
-	n := min(len(j.pinned), compactBatch)
-	g.pinned = append(g.pinned[:0], j.pinned[:n]...)
-	if j.pinned = j.pinned[n:]; len(j.pinned) > 0 {
+	k := min(len(j.pinned), compactBatch)
+	g.pinned = append(g.pinned[:0], j.pinned[:k]...)
+	if j.pinned = j.pinned[k:]; len(j.pinned) > 0 {
 		next = now.Add(j.stretched(lazyDelay))
 	} else {
 		j.pinned = nil
@@ -703,7 +795,7 @@ func (j *Journal) take() {
 		g.retain(topic)
 		delete(j.lazy, topic)
 	}
-	j.due = next
+	j.due, j.pubDue = next, pubDue
 }
 
 // gather chooses small segments that are to become one with the group, and

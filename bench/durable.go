@@ -28,6 +28,9 @@ func addDurable(add func(group, name, title string, run func(context.Context, ta
 	s := add("durable", "persistent-paced", "QoS 1, 4 pairs, 20,000 a second",
 		latency{qos: 1, pairs: 4, rate: pacedRate, persistent: true, messages: pacedMessages}.run)
 	s.persistent = true
+	s = add("durable", "persistent-bursts", "QoS 1, 4 pairs, 20,000 a second, 64 at a time",
+		latency{qos: 1, pairs: 4, rate: pacedRate, persistent: true, messages: pacedMessages, burst: 64}.run)
+	s.persistent = true
 	deep("offline-million", "a million offline, 1,000 in flight", millionMessages, offlineWindow)
 	deep("offline-hundred", "100,000 offline, 100 in flight", millionMessages/10, window)
 	deep("offline-ten", "10,000 offline, 10 in flight", millionMessages/100, 10)

@@ -20,6 +20,8 @@ type latency struct {
 	persistent bool
 	// messages, if not 0, is how many there are, in place of the publishing time.
 	messages uint64
+	// burst, if not 0, is how many messages of a publisher are due at a time.
+	burst uint64
 }
 
 // Names of its values, in microseconds.
@@ -33,6 +35,10 @@ const (
 // due returns when message n of a pair is to be sent, from the start. The
 // pairs take turns.
 func (l latency) due(pair int, n uint64) time.Duration {
+	if l.burst > 0 {
+		n -= n % l.burst
+		return time.Duration(n*uint64(l.pairs)+uint64(pair)*l.burst) * (time.Second / time.Duration(l.rate))
+	}
 	return time.Duration(n*uint64(l.pairs)+uint64(pair)) * (time.Second / time.Duration(l.rate))
 }
 
@@ -129,31 +135,39 @@ func (l latency) pace(ctx context.Context, publishers []*publisher, each, warm u
 		return nil, fmt.Errorf("prctl: %w", errno)
 	}
 	late := make([]time.Duration, 0, (each-warm)*uint64(l.pairs))
-	for n := range each {
+	wait := func(due time.Duration) error {
+		for {
+			left := due - time.Since(start)
+			if left <= 0 {
+				return nil
+			}
+			// A message that is due later than soon does not keep the others.
+			if err := flushAll(publishers); err != nil {
+				return err
+			}
+			ts := syscall.NsecToTimespec(int64(min(left, 100*time.Millisecond)))
+			_ = syscall.Nanosleep(&ts, nil) // when it is interrupted, then it is called again
+			if ctx.Err() != nil {
+				return context.Cause(ctx)
+			}
+		}
+	}
+	burst := max(l.burst, 1)
+	for from := uint64(0); from < each; from += burst {
 		for i, p := range publishers {
-			due := l.due(i, n)
-			for {
-				wait := due - time.Since(start)
-				if wait <= 0 {
-					break
-				}
-				// A message that is due later than soon does not keep the others.
-				if err := flushAll(publishers); err != nil {
+			for n := from; n < min(from+burst, each); n++ {
+				due := l.due(i, n)
+				if err := wait(due); err != nil {
 					return nil, err
 				}
-				ts := syscall.NsecToTimespec(int64(min(wait, 100*time.Millisecond)))
-				_ = syscall.Nanosleep(&ts, nil) // when it is interrupted, then it is called again
-				if ctx.Err() != nil {
-					return nil, context.Cause(ctx)
+				id := uint16(0)
+				if l.qos > 0 {
+					id = uint16(1 + n%maxIDs)
 				}
-			}
-			id := uint16(0)
-			if l.qos > 0 {
-				id = uint16(1 + n%maxIDs)
-			}
-			p.c.out = p.templates[0].append(p.c.out, id, n)
-			if n >= warm {
-				late = append(late, time.Since(start)-due)
+				p.c.out = p.templates[0].append(p.c.out, id, n)
+				if n >= warm {
+					late = append(late, time.Since(start)-due)
+				}
 			}
 		}
 	}

@@ -481,8 +481,19 @@ func (c *conn) settle() {
 }
 
 // over reports whether more acknowledgements are due to the client than its
-// Receive Maximum. MQTT 5 clients know the bound and do not get there.
-func (c *conn) over() bool { return c.acks.pending() > c.b.cfg.ReceiveMaximum }
+// Receive Maximum, or if the messages that they are for take too much memory. MQTT
+// 5 clients know the first bound and do not get there.
+func (c *conn) over() bool {
+	held := c.acks.held.Load()
+	return c.acks.pending() > c.b.cfg.ReceiveMaximum || held > heldLimit || held > parkLimit && c.b.plane.held.Load() > allHeldLimit
+}
+
+// heldLimit is how much of one client may wait for the disk, bytes, and
+// allHeldLimit how much of all before none may have more than parkLimit.
+const (
+	heldLimit    = 4 << 20
+	allHeldLimit = 32 << 20
+)
 
 // parkLimit is how many bytes are read ahead of a client that is over.
 const parkLimit = 256 << 10

@@ -131,6 +131,7 @@ func (h *hook) OnSessionEstablished(cl *mqtt.Client, _ packets.Packet) {
 	c.acks.mu.Lock()
 	c.acks.link = c
 	c.acks.changed = c.acknowledged
+	c.acks.all = &c.b.plane.held
 	c.acks.mu.Unlock()
 	c.sess.attach(c, &c.acks, &c.batch)
 	c.batch.flush()

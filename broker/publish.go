@@ -167,6 +167,9 @@ func (p *plane) accept(from *session, acks *ackQueue, rt *routes, m *storage.Mes
 	p.route(from, rt, m, b, &r)
 	if r.pub != nil {
 		p.journal.Publish(r.pub)
+		if size := m.Size(); r.t != nil && size >= worthHolding {
+			acks.hold(r.t, size)
+		}
 	}
 	switch {
 	case r.t == nil:
@@ -179,6 +182,10 @@ func (p *plane) accept(from *session, acks *ackQueue, rt *routes, m *storage.Mes
 	}
 	return nil
 }
+
+// worthHolding is from which size on a message is counted that waits for its
+// acknowledgement; smaller ones are bounded well enough by their number.
+const worthHolding = 1 << 10
 
 // publish routes a message that no client sent. m is owned by the plane from
 // here on. done, where set, is called when the message is safe.
@@ -324,6 +331,7 @@ type counters struct {
 	queueMessages, queueBytes atomic.Int64 // of these, the next are on the disk only
 	spilledMessages           atomic.Int64
 	spilledBytes              atomic.Int64
+	held                      atomic.Int64                   // size of messages whose publishers wait for an acknowledgement
 	alarms                    [len(alarmLevels)]atomic.Int64 // sessions whose queue has reached the level
 	connections               atomic.Int64
 	connectionsTotal          atomic.Uint64

@@ -33,6 +33,7 @@ type ticket struct {
 	kind   byte
 	reason byte
 	id     uint16
+	held   int          // size of the message that is in memory for it; guarded by queue.mu
 	codes  []byte       // reason codes of a SUBACK or UNSUBACK
 	then   func(*batch) // called once when nothing is owed any more; may be nil
 }
@@ -62,9 +63,29 @@ type ackQueue struct {
 	head    int
 	changed func(pending int) // told, with mu held, when some have left
 
-	queued atomic.Int32 // tickets waiting
-	unsaid atomic.Int32 // of these, PUBACKs
-	open   atomic.Int32 // QoS 2 identifiers that this connection has in use
+	queued atomic.Int32  // tickets waiting
+	unsaid atomic.Int32  // of these, PUBACKs
+	open   atomic.Int32  // QoS 2 identifiers that this connection has in use
+	held   atomic.Int64  // size of the messages that wait for their acknowledgement, bytes
+	all    *atomic.Int64 // the same of all connections; nil: nobody counts
+}
+
+// hold counts the message that a ticket of the caller's is for.
+func (q *ackQueue) hold(t *ticket, size int) {
+	q.mu.Lock()
+	defer q.mu.Unlock()
+	if q.link != nil {
+		t.held = size
+		q.holds(size)
+	}
+}
+
+// holds changes what is held by some bytes. q.mu is held.
+func (q *ackQueue) holds(size int) {
+	q.held.Add(int64(size))
+	if q.all != nil {
+		q.all.Add(int64(size))
+	}
 }
 
 // issue appends a ticket that owes one thing to the caller.
@@ -124,6 +145,9 @@ func (q *ackQueue) honour(t *ticket, b *batch) {
 		if t.kind == typePuback {
 			q.unsaid.Add(-1)
 		}
+		if t.held > 0 {
+			q.holds(-t.held)
+		}
 		q.link.sendAck(t.kind, t.id, t.reason, t.codes, b)
 		sent = true
 	}
@@ -150,5 +174,6 @@ func (q *ackQueue) close() {
 	q.link, q.waiting, q.head = nil, nil, 0
 	q.queued.Store(0)
 	q.unsaid.Store(0)
+	q.holds(-int(q.held.Load()))
 	q.mu.Unlock()
 }

@@ -213,17 +213,17 @@ func (p *plane) restore() error {
 		progress[row.ID] = row.Progress
 	}
 	for i, row := range img.Segments {
-		claims, size := 0, 0
+		claims, size := 0, int64(0)
 		err := row.Extents(func(e storage.Extent) {
 			p.lastID = max(p.lastID, e.Session)
 			if s := p.byID[e.Session]; s != nil {
 				n, b := s.restoreExtent(segs[i], e, progress[e.Session])
 				claims += n
-				size += b
+				size += int64(b)
 			}
 		})
 		if err != nil {
-			p.log.Error("segment is damaged, what could be read of it is kept", "err", err, "segment", row.ID)
+			p.log.Error("head of a segment is damaged, its messages are lost", "err", err, "segment", row.ID)
 		}
 		segs[i].Keep(claims, size)
 	}

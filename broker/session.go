@@ -539,6 +539,8 @@ func (s *session) progressStored(b *batch) {
 	s.stale.writing, s.stale.asked = never, false
 	if s.stale.upTo < s.stale.cursor {
 		s.stale.dropped, s.stale.upTo = never, 0
+	} else { // while a flood goes on something is always dropped
+		s.stale.dropped = max(s.stale.dropped, s.stale.cursor)
 	}
 	s.pump(b)
 }

@@ -419,7 +419,6 @@ func TestShareGroupTakesOverTheDisk(t *testing.T) {
 		t.Run(fmt.Sprintf("cut %v", cut), func(t *testing.T) {
 			const messages = 3000
 			r := newRig(t)
-			r.p.memory.budget = 100 << 10
 			pub := r.connect("pub", 10)
 			gone := r.away("gone", "$share/g/t", 1)
 			pub.fill(0, messages, 100, storage.Message{Topic: "t", QoS: 1})
@@ -428,6 +427,7 @@ func TestShareGroupTakesOverTheDisk(t *testing.T) {
 				r.boot()
 				gone = r.p.session("gone")
 			}
+			r.p.memory.budget = 100 << 10
 			most := int64(0)
 			r.p.pause = func(d time.Duration) {
 				most = max(most, r.p.queueMessages.Load()-r.p.spilledMessages.Load())
@@ -481,6 +481,33 @@ func TestAdoptedIsNotDeletedAhead(t *testing.T) {
 	}
 	if n != 5 {
 		t.Errorf("%d deliveries after a cut, want 5", n)
+	}
+}
+
+// A client that is slower than what comes gets what is left, for as long as the
+// flood goes on: what is dropped meanwhile does not hold it up.
+func TestFloodDoesNotStarve(t *testing.T) {
+	r := newRig(t, func(c *Config) { c.MaxQueueMessages = 8 })
+	r.p.ids, r.p.block = 64, 16
+	pub, c := r.connect("pub", 10), r.take("c", 2)
+	c.subscribe(1, "t")
+	r.commit()
+	n := 0
+	flood := func() bool {
+		for range 3 {
+			pub.publish(storage.Message{Topic: "t", Payload: fmt.Appendf(nil, "m%d", n), QoS: 1}, uint16(1+n))
+			n++
+		}
+		return false
+	}
+	r.store.AfterCommit = flood
+	for range 100 {
+		flood()
+		r.commit()
+		c.step()
+	}
+	if len(c.got) < 100 {
+		t.Errorf("got %d messages while %d came", len(c.got), n)
 	}
 }
 

@@ -618,6 +618,60 @@ func (s *session) restoreExtent(seg *storage.Segment, e storage.Extent, done sto
 	return claims, size
 }
 
+// adoption is the work of giving what a session has left on the disk to others.
+type adoption struct {
+	over chan struct{} // closed when it ends
+	done bool          // all of it is in the journal, and the session's deletion behind it; set before over is closed
+}
+
+// adoptLater gives what a session that has ended leaves to others, in the
+// background, and then deletes its row.
+func (p *plane) adoptLater(s *session, orphans []orphan) {
+	settled := p.settles(s.clientID)
+	a := &adoption{over: make(chan struct{})}
+	p.sessMu.Lock()
+	p.adoptions[s.clientID] = a
+	p.sessMu.Unlock()
+	p.background(func() {
+		defer close(a.over)
+		var b batch
+		defer b.flush()
+		for _, o := range orphans {
+			if o.run.count == 0 {
+				p.adopt(o, &b)
+			} else if !p.adoptRun(s.id, o, &b) {
+				return // the session is still there after the restart
+			}
+		}
+		p.forget(s, settled)
+		a.done = true
+		p.sessMu.Lock()
+		delete(p.adoptions, s.clientID)
+		p.sessMu.Unlock()
+	})
+}
+
+// adopted waits until what a client's last session has left is in the journal:
+// a new row of the client takes the place of the old one, and a cut would find
+// nobody who has it. It returns false if the broker stops before; then there must
+// be no new row.
+func (p *plane) adopted(clientID string) bool {
+	p.sessMu.Lock()
+	a := p.adoptions[clientID]
+	p.sessMu.Unlock()
+	for a != nil {
+		select {
+		case <-a.over:
+			return a.done
+		case <-time.After(10 * adoptWait):
+			if p.stopping.Load() {
+				return false
+			}
+		}
+	}
+	return true
+}
+
 // adoptRun gives what another session of a share group shall have of a run, now
 // that its own has ended, to that session; the rest is given up. It returns
 // false if the broker stops before that is done: the next start finds the

@@ -3,6 +3,8 @@ package broker
 import (
 	"bytes"
 	"fmt"
+	"runtime"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -482,6 +484,46 @@ func TestAdoptedIsNotDeletedAhead(t *testing.T) {
 	if n != 5 {
 		t.Errorf("%d deliveries after a cut, want 5", n)
 	}
+}
+
+// The row of a client's new session takes the place of the last one's; not before
+// others have what that had.
+func TestNewSessionWaitsForAdoption(t *testing.T) {
+	r := newRig(t)
+	pub := r.connect("pub", 10)
+	r.away("gone", "$share/g/t", 1)
+	pub.fill(0, 100, 100, storage.Message{Topic: "t", QoS: 1})
+	r.away("stays", "$share/g/t", 1)
+	adopt := make(chan func(), 1)
+	r.p.background = func(f func()) { adopt <- f }
+	opened := make(chan struct{})
+	go func() {
+		defer close(opened)
+		var b batch
+		r.p.open(&party{r: r}, opening{clientID: "gone", version: 4, expiry: 1000, window: 10, cleanStart: true}, &b)
+	}()
+	f := <-adopt
+	eventually(t, "the CONNECT waits, or is through", func() bool {
+		select {
+		case <-opened:
+			return true
+		default:
+		}
+		buf := make([]byte, 1<<16)
+		return strings.Contains(string(buf[:runtime.Stack(buf, true)]), "(*plane).adopted")
+	})
+	r.commit()
+	img, err := r.store.Load() // as a cut at this moment leaves it
+	if err != nil || !slices.ContainsFunc(img.Sessions, func(s storage.Session) bool { return s.ClientID == "gone" && s.ID == 2 }) {
+		t.Errorf("sessions %+v, error %v; want the one that has ended among them", img.Sessions, err)
+	}
+	f()
+	<-opened
+	r.commit()
+	r.boot()
+	c := r.take("stays", 10)
+	c.drain()
+	c.wants(0, 100)
 }
 
 // A client that is slower than what comes gets what is left, for as long as the

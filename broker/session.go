@@ -796,30 +796,3 @@ func (r *ring) search(seq uint64) int {
 	}
 	return lo
 }
-
-// sort restores the order after a restart has filled the ring, and keeps one
-// entry per sequence number. It returns what it left out.
-func (r *ring) sort() (twins []*entry) {
-	all := make([]*entry, r.n)
-	for i := range all {
-		all[i] = r.at(i)
-	}
-	slices.SortStableFunc(all, func(a, b *entry) int {
-		switch {
-		case a.seq < b.seq:
-			return -1
-		case a.seq > b.seq:
-			return 1
-		}
-		return 0
-	})
-	*r = ring{}
-	for i, e := range all {
-		if i > 0 && all[i-1].seq == e.seq {
-			twins = append(twins, e)
-			continue
-		}
-		r.push(e)
-	}
-	return twins
-}

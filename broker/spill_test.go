@@ -188,6 +188,7 @@ func TestSmallSegmentsAreMerged(t *testing.T) {
 	if n := len(s.spill.runs) - s.spill.head; len(img.Segments) > 2*64+messages/48 || n > len(img.Segments) {
 		t.Errorf("%d segments and %d runs", len(img.Segments), n)
 	}
+	t.Logf("%d segments and %d runs", len(img.Segments), len(s.spill.runs)-s.spill.head)
 	r.boot()
 	c := r.take("away", 100)
 	c.drain()

@@ -18,4 +18,6 @@ const (
 	faultCompactEarly          // 10: a segment is written anew without what is on its way to another member
 	faultOvertake              // 11: what is in memory overtakes what only the disk has
 	faultCompactSpilled        // 12: a segment is written anew without what only the disk has
+	faultDropOvertakes         // 13: a segment is given up while what another member has of it is not durable
+	faultLoadBlind             // 14: what was read is taken for all that the disk has, whatever was left to it meanwhile
 )

@@ -21,6 +21,8 @@ func TestModelFindsFaults(t *testing.T) {
 		faultOvertake:       "what is in memory overtakes what is on the disk",
 		faultCompactSpilled: "segment written anew without what is on the disk only",
 		faultCompactEarly:   "segment written anew without what goes to another member",
+		faultDropOvertakes:  "segment deleted ahead of what another member has of it",
+		faultLoadBlind:      "part of a queue read in the midst of changes",
 	} {
 		t.Run(name, func(t *testing.T) {
 			activeFault.Store(int32(d))

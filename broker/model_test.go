@@ -64,14 +64,14 @@ type simClient struct {
 	clean    bool // Clean Start until a CONNACK comes
 	unsub    bool // UNSUBSCRIBE sent, no UNSUBACK
 
-	sent    []byte          // QoS of the messages published so far
-	out     []*simMessage   // unfinished, in order
-	acked   map[int]byte    // message number → QoS
-	need    map[int][]int   // message number → subscribers whose SUBACK came before it was sent
-	maxRet  int             // highest acknowledged retained message
-	slow    bool            // withholds some acknowledgements
-	held    []simPacket     // PUBLISH packets received and not yet acknowledged
-	late    map[uint16]bool // acknowledged on this connection what the last one brought
+	sent    []byte               // QoS of the messages published so far
+	out     []*simMessage        // unfinished, in order
+	acked   map[int]byte         // message number → QoS
+	need    map[int][]int        // message number → subscribers whose SUBACK came before it was sent
+	maxRet  int                  // highest acknowledged retained message
+	slow    bool                 // withholds some acknowledgements
+	held    []simPacket          // PUBLISH packets received and not yet acknowledged
+	late    map[uint16]simPacket // acknowledged on this connection what the last one brought
 	qos2    map[uint16]bool
 	got     map[[2]int]int // (publisher, number) → times
 	highest map[[2]int]int // (publisher, QoS) → highest number seen
@@ -134,8 +134,11 @@ type sim struct {
 	clients []*simClient
 	cut     bool // the power goes during the commit that runs
 	calm    bool // nothing fails any more
+	full    int  // how many commits fail before the disk takes one again
 	ids     uint64
 	memory  memory
+	part    *part  // read from the disk, and not put yet
+	lossy   bool   // queues are short, and drop what is oldest
 	filter  string // what subscribers subscribe to
 	shared  bool   // it is a shared subscription: each message goes to one of them
 	ended   bool   // a session of the share group has ended, so what it had went on to others
@@ -168,10 +171,13 @@ func newSim(seed uint64, trace *strings.Builder) *sim {
 	// Next to nothing of a queue is in memory, or all of it.
 	w.memory = defaultMemory
 	if w.rng.IntN(3) > 0 {
-		w.memory = memory{online: w.rng.IntN(4), away: w.rng.IntN(2), chunk: 1 + w.rng.IntN(3), bytes: 1 << 10, budget: 1 << 20}
+		w.memory = memory{online: w.rng.IntN(4), away: w.rng.IntN(2), chunk: 1 + w.rng.IntN(3), bytes: 1 << (3 * w.rng.IntN(4)), budget: 1 << 20}
 		if w.rng.IntN(4) == 0 {
 			w.memory.budget = 0
 		}
+	}
+	if w.lossy = w.rng.IntN(6) == 0; w.lossy {
+		w.cfg.MaxQueueMessages = 2 + w.rng.IntN(8)
 	}
 	w.ids = []uint64{scarceIDs, plentyIDs}[seed%2]
 	w.filter, w.shared = "t/#", seed%3 == 0
@@ -179,7 +185,13 @@ func newSim(seed uint64, trace *strings.Builder) *sim {
 		w.filter = "$share/g/t/#"
 	}
 	w.cfg.WillGrace = 0
-	w.store.BeforeCommit = func() bool { return w.chance(40) && w.breakCommit() }
+	w.store.BeforeCommit = func() bool {
+		if w.full > 0 && !w.calm {
+			w.full--
+			return true
+		}
+		return w.chance(40) && w.breakCommit()
+	}
 	w.store.AfterCommit = func() bool { return w.chance(40) && w.breakCommit() }
 	w.store.Fails = func() bool { return w.chance(100) }
 	w.boot()
@@ -226,6 +238,7 @@ func (w *sim) boot() {
 // power cuts the power: RAM and connections are gone.
 func (w *sim) power() {
 	w.cuts++
+	w.part, w.full = nil, 0
 	w.note("power cut")
 	for _, c := range w.clients {
 		c.lost()
@@ -279,17 +292,30 @@ func (w *sim) commit() {
 	}
 }
 
-// load reads what a session asks for from the store.
+// load reads what a session asks for from the store. Much may happen until the
+// session has it.
 func (w *sim) load() {
+	var b batch
+	if part := w.part; part != nil {
+		w.note("what was read for %s is put", part.s.clientID)
+		w.part = nil
+		part.put(&b)
+		return
+	}
 	s := w.plane.loads.pop()
 	if s == nil {
 		return
 	}
-	var b batch
-	err := w.plane.loadSome(s, &b)
+	part, err := w.plane.readPart(s)
 	w.note("read for %s: %v", s.clientID, err)
-	if err != nil {
+	switch {
+	case err != nil:
 		w.plane.loads.push(s)
+	case part == nil:
+	case w.chance(2):
+		w.part = part
+	default:
+		part.put(&b)
 	}
 }
 
@@ -324,11 +350,11 @@ func (c *simClient) connect() {
 	k := &simConn{c: c}
 	c.conn = k
 	var b batch
-	if c.w.chance(6) {
+	if c.w.chance(6) || c.w.full > 0 && c.w.chance(2) {
 		c.clean = true
 	}
 	if c.clean {
-		c.persists, c.held, c.out, c.qos2, c.late = false, nil, nil, map[uint16]bool{}, map[uint16]bool{}
+		c.persists, c.held, c.out, c.qos2, c.late = false, nil, nil, map[uint16]bool{}, map[uint16]simPacket{}
 		c.subSent, c.subAcked, c.unsub = false, false, false
 		c.unneed()
 		c.w.ended = true
@@ -433,10 +459,10 @@ func (c *simClient) receive() {
 			w.fail("%s: session present after clean start", c.name)
 		}
 		c.persists, c.clean = true, false
-		c.late = map[uint16]bool{}
+		c.late = map[uint16]simPacket{}
 		for _, h := range c.held { // acknowledged late, on the next connection
 			if h.qos == 1 && w.ids == plentyIDs {
-				c.late[h.id] = true
+				c.late[h.id] = h
 				k.toBroker = append(k.toBroker, simPacket{kind: typePuback, id: h.id})
 			}
 		}
@@ -500,6 +526,10 @@ func (c *simClient) delivered(p simPacket) {
 			w.fail("%s: identifier %d is used for %d/%d while %d/%d has it", c.name, p.id, p.from, p.n, h.from, h.n)
 		}
 	}
+	late, isLate := c.late[p.id]
+	if isLate && (late.from != p.from || late.n != p.n) {
+		w.fail("%s: identifier %d is used for %d/%d, and was last for %d/%d, acknowledged just now", c.name, p.id, p.from, p.n, late.from, late.n)
+	}
 	fresh := true
 	if p.qos == 2 {
 		fresh = !c.qos2[p.id]
@@ -516,14 +546,14 @@ func (c *simClient) delivered(p simPacket) {
 		// another member of a share group.
 		if c.got[key] == 1 && slices.Contains(w.clients[p.from].need[p.n], c.index) && !w.shared {
 			line := [2]int{p.from, int(p.qos)}
-			if last, ok := c.highest[line]; ok && p.n < last {
+			if last, ok := c.highest[line]; ok && p.n < last && !w.lossy { // a restart may bring back what was dropped
 				w.fail("%s: message %d/%d came after %d", c.name, p.from, p.n, last)
 			}
 			c.highest[line] = p.n
 		}
 	}
 	c.held = append(c.held, p)
-	if !c.slow || c.late[p.id] || w.rng.IntN(4) > 0 {
+	if !c.slow || isLate || w.rng.IntN(4) > 0 {
 		c.acknowledge(len(c.held) - 1)
 	}
 }
@@ -571,8 +601,12 @@ func (w *sim) step() {
 	switch d := w.rng.IntN(100); {
 	case d < 8:
 		w.commit()
-	case d < 16 && len(w.plane.loads.list) > 0:
+	case d < 16 && (w.part != nil || len(w.plane.loads.list) > 0):
 		w.load()
+	case w.chance(150):
+		w.full = 1 + w.rng.IntN(3)
+	case w.full > 0 && w.chance(30):
+		c.connect()
 	case w.chance(250):
 		w.power()
 	case c.conn == nil:
@@ -632,7 +666,7 @@ func (w *sim) rest() {
 					idle = 0
 				}
 			}
-			if _, any := w.journal.Pending(); any || len(w.plane.loads.list) > 0 {
+			if _, any := w.journal.Pending(); any || w.part != nil || len(w.plane.loads.list) > 0 {
 				idle = 0
 			}
 			w.load()
@@ -649,11 +683,11 @@ func (w *sim) check() {
 		}
 		for n := range c.acked {
 			key := [2]int{c.index, n}
-			if w.shared && slices.ContainsFunc(w.clients, func(o *simClient) bool { return o.got[key] > 0 }) {
+			if w.shared && (w.lossy || slices.ContainsFunc(w.clients, func(o *simClient) bool { return o.got[key] > 0 })) {
 				continue
 			}
 			for _, s := range c.need[n] {
-				if w.clients[s].got[key] == 0 {
+				if !w.lossy && w.clients[s].got[key] == 0 {
 					w.fail("message %d/%d was acknowledged and is lost to %s", c.index, n, w.clients[s].name)
 				}
 			}

@@ -128,7 +128,10 @@ func (s *session) dropsNewest(size int) bool {
 // thousand deliveries. now is by the broker's clock. s.mu is held.
 func (s *session) tooOld(now int64, b *batch) {
 	age := int64(s.plane.cfg.MaxQueueAge.D().Milliseconds())
-	old := func(seg *storage.Segment) bool { return s.plane.clock.age(seg.Created(), now) > age }
+	old := func(seg *storage.Segment) bool {
+		created := seg.Created() // 0: by an older version, which did not note it
+		return created != 0 && s.plane.clock.age(created, now) > age
+	}
 	for n := 0; n < 10000; {
 		switch {
 		case s.spill.count > 0 && (s.next >= s.queue.len() || s.spill.first() < s.queue.at(s.next).seq):

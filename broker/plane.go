@@ -62,6 +62,7 @@ type plane struct {
 	storeFull  atomic.Bool            // all queues together take what they may, or more
 	storeAlarm atomic.Int32           // level of alarmLevels that they have reached
 	background func(func())           // runs what may have to wait for the disk
+	adoptions  map[string]*adoption   // of sessions that have ended, by client identifier; guarded by sessMu
 	pause      func(time.Duration)
 
 	journalBatch batch      // of the journal's goroutine
@@ -77,24 +78,25 @@ func newPlane(cfg *Config, journal *storage.Journal, log *slog.Logger) *plane {
 	}
 	clock := newClock(read)
 	p := &plane{
-		cfg:      cfg,
-		log:      log,
-		journal:  journal,
-		clock:    clock,
-		now:      clock.now,
-		space:    new(storage.Space), // which never is low
-		ids:      packetIDs,
-		block:    ceilingBlock,
-		groups:   make(map[string]*shareGroup),
-		sessions: make(map[string]*session),
-		byID:     make(map[storage.SessionID]*session),
-		ending:   make(map[storage.SessionID]struct{}),
-		busyIDs:  make(map[string]chan struct{}),
-		unsaid:   make(map[string]chan struct{}),
-		wills:    make(map[string]*will),
-		memory:   defaultMemory,
-		loads:    loads{wake: make(chan struct{}, 1)},
-		pause:    time.Sleep,
+		cfg:       cfg,
+		log:       log,
+		journal:   journal,
+		clock:     clock,
+		now:       clock.now,
+		space:     new(storage.Space), // which never is low
+		ids:       packetIDs,
+		block:     ceilingBlock,
+		groups:    make(map[string]*shareGroup),
+		sessions:  make(map[string]*session),
+		byID:      make(map[storage.SessionID]*session),
+		ending:    make(map[storage.SessionID]struct{}),
+		busyIDs:   make(map[string]chan struct{}),
+		unsaid:    make(map[string]chan struct{}),
+		wills:     make(map[string]*will),
+		adoptions: make(map[string]*adoption),
+		memory:    defaultMemory,
+		loads:     loads{wake: make(chan struct{}, 1)},
+		pause:     time.Sleep,
 	}
 	p.background = func(f func()) { go f() }
 	p.acl.Store(&acl{})
@@ -215,17 +217,17 @@ func (p *plane) restore() error {
 		progress[row.ID] = row.Progress
 	}
 	for i, row := range img.Segments {
-		claims, size := 0, 0
+		claims, size := 0, int64(0)
 		err := row.Extents(func(e storage.Extent) {
 			p.lastID = max(p.lastID, e.Session)
 			if s := p.byID[e.Session]; s != nil {
 				n, b := s.restoreExtent(segs[i], e, progress[e.Session])
 				claims += n
-				size += b
+				size += int64(b)
 			}
 		})
 		if err != nil {
-			p.log.Error("segment is damaged, what could be read of it is kept", "err", err, "segment", row.ID)
+			p.log.Error("head of a segment is damaged, its messages are lost", "err", err, "segment", row.ID)
 		}
 		segs[i].Keep(claims, size)
 	}
@@ -371,9 +373,10 @@ func (p *plane) open(o owner, c opening, b *batch) opened {
 			p.putSession(row, p.settles(c.clientID))
 		}
 	default:
+		mayLast := p.adopted(c.clientID) // whose row is still that of the last session
 		s = &session{plane: p, clientID: c.clientID, version: c.version, expiry: c.expiry, stale: noStale}
 		p.sessMu.Lock()
-		if c.expiry != 0 {
+		if c.expiry != 0 && mayLast {
 			p.lastID++
 			s.id = p.lastID
 			s.ceiling, s.reserved = p.block, p.block
@@ -541,21 +544,7 @@ func (p *plane) end(s *session, b *batch) {
 	s.mu.Unlock()
 	// What others get is ahead of the session's row, so that a cut loses none.
 	if slices.ContainsFunc(orphans, func(o orphan) bool { return o.run.count > 0 }) {
-		settled := p.settles(s.clientID)
-		p.background(func() {
-			var b batch
-			defer b.flush()
-			for _, o := range orphans {
-				if o.run.count > 0 {
-					if !p.adoptRun(s.id, o, &b) {
-						return // the session is still there after the restart
-					}
-				} else {
-					p.adopt(o, &b)
-				}
-			}
-			p.forget(s, settled)
-		})
+		p.adoptLater(s, orphans)
 		return
 	}
 	for _, o := range orphans {

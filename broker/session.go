@@ -532,6 +532,8 @@ func (s *session) progressStored(b *batch) {
 	s.stale.writing, s.stale.asked = never, false
 	if s.stale.upTo < s.stale.cursor {
 		s.stale.dropped, s.stale.upTo = never, 0
+	} else { // while a flood goes on something is always dropped
+		s.stale.dropped = max(s.stale.dropped, s.stale.cursor)
 	}
 	s.pump(b)
 }
@@ -787,31 +789,4 @@ func (r *ring) search(seq uint64) int {
 		}
 	}
 	return lo
-}
-
-// sort restores the order after a restart has filled the ring, and keeps one
-// entry per sequence number. It returns what it left out.
-func (r *ring) sort() (twins []*entry) {
-	all := make([]*entry, r.n)
-	for i := range all {
-		all[i] = r.at(i)
-	}
-	slices.SortStableFunc(all, func(a, b *entry) int {
-		switch {
-		case a.seq < b.seq:
-			return -1
-		case a.seq > b.seq:
-			return 1
-		}
-		return 0
-	})
-	*r = ring{}
-	for i, e := range all {
-		if i > 0 && all[i-1].seq == e.seq {
-			twins = append(twins, e)
-			continue
-		}
-		r.push(e)
-	}
-	return twins
 }

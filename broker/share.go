@@ -70,7 +70,8 @@ type orphan struct {
 	msg    *storage.Message
 	share  string           // key of the group
 	ticket *ticket          // owed to the publisher while it is not safe; nil after
-	seg    *storage.Segment // has it, until the new member's claim is in the journal; nil if none has
+	seg    *storage.Segment // has it, until the new member's claim is durable or not needed any more; nil if none has
+	safe   func()           // told of that; nil: nobody is
 }
 
 // deliverShared gives a message to one member of a share group. It reports
@@ -114,20 +115,37 @@ func (p *plane) adopt(o orphan, b *batch) {
 	if !given {
 		p.drop(dropSessionEnded)
 	}
+	done := func() {
+		if o.seg != nil {
+			o.seg.Release(1, o.msg.Size())
+		}
+		if o.safe != nil {
+			o.safe()
+		}
+	}
 	if r.pub != nil {
+		// A deletion may overtake what waits for a commit, see Journal.take.
+		if r.pub.Done = storage.WaiterFunc(done); fault(faultDropOvertakes) {
+			r.pub.Done = nil
+			done()
+		}
 		p.journal.Publish(r.pub)
+	} else {
+		done()
 	}
 	if o.ticket != nil {
 		o.ticket.release(b) // what it owed to the session that has ended
 	}
-	if o.seg != nil { // until the new claim is durable, or acknowledged
-		p.journal.Change(func(storage.Tx) error { return nil }, storage.WaiterFunc(func() { o.seg.Release(1, o.msg.Size()) }))
-	}
 }
 
 // shareKey returns the key of a share group, the group's own where there is
-// one: many deliveries have it.
+// one: many deliveries have it. p.mu is taken.
 func (p *plane) shareKey(key string) string {
+	if key == "" {
+		return ""
+	}
+	p.mu.RLock()
+	defer p.mu.RUnlock()
 	if g := p.groups[key]; g != nil {
 		return g.key
 	}

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"slices"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"penstock/storage"
@@ -292,7 +293,14 @@ func (s *session) more() {
 	if s.spill.count == 0 || s.loading || s.link == nil {
 		return
 	}
-	if ahead := s.queue.search(s.spill.first()) - s.next; ahead > s.plane.memory.chunk/2 {
+	m := &s.plane.memory
+	enough := m.chunk / 2
+	if s.plane.crowded() {
+		enough = m.chunk / 32
+	}
+	// However large they are, the next one is always there to be sent.
+	ahead := s.queue.search(s.spill.first()) - s.next
+	if ahead > enough || ahead > 0 && s.inMemory() > int64(2*m.bytes) {
 		return
 	}
 	s.loading = true
@@ -329,6 +337,10 @@ func (l *loads) pop() *session {
 	}
 	return s
 }
+
+// adoptWait is how often it is looked whether what others have got is on the
+// disk.
+const adoptWait = 10 * time.Millisecond
 
 // readRetry is how long after a failed read the disk is asked again.
 const readRetry = 250 * time.Millisecond
@@ -381,18 +393,38 @@ func (p *plane) readFails(err error) {
 // loadSome reads the next deliveries of a session. After an error it is to be
 // called again for it.
 func (p *plane) loadSome(s *session, b *batch) error {
+	part, err := p.readPart(s)
+	if err == nil && part != nil {
+		part.put(b)
+	}
+	return err
+}
+
+// part is deliveries of a session that were read from a segment: what it has of
+// the sequence numbers from first up to, but without, upTo.
+type part struct {
+	s           *session
+	seg         *storage.Segment
+	first, upTo uint64
+	got         []*entry
+}
+
+// readPart reads the next deliveries of a session, nil if it needs none. No lock
+// of the session is held meanwhile, so all may have changed when the part is
+// put.
+func (p *plane) readPart(s *session) (*part, error) {
 	s.mu.Lock()
 	if s.ended || s.link == nil || s.spill.count == 0 {
 		s.loading = false
 		s.mu.Unlock()
-		return nil
+		return nil, nil
 	}
 	r := s.spill.runs[s.spill.head]
 	s.mu.Unlock()
 
 	c, err := p.contents(r.seg)
 	if err != nil {
-		return err
+		return nil, err
 	}
 	chunk, bytes := p.memory.chunk, p.memory.bytes
 	if p.crowded() {
@@ -414,29 +446,38 @@ func (p *plane) loadSome(s *session, b *batch) error {
 		return true
 	})
 
+	return &part{s, r.seg, r.first, upTo, got}, nil
+}
+
+// put gives the session what was read for it.
+func (l *part) put(b *batch) {
+	s := l.s
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	s.loading = false
 	if !s.ended && s.spill.count > 0 {
-		s.loaded(got, r.seg, upTo)
+		s.loaded(l)
 	}
 	s.pump(b)
-	return nil
+	if s.link == nil { // its client has left meanwhile
+		s.unload()
+	}
 }
 
 // loaded puts deliveries that were read from a segment into the queue, and gives
-// up what was to be there below upTo and is not. The first run may be another
-// one meanwhile. s.mu is held.
-func (s *session) loaded(got []*entry, seg *storage.Segment, upTo uint64) {
+// up what was to be there and is not. The first run may be another one
+// meanwhile, or begin earlier, with what was left to the disk since: then all is
+// read anew. s.mu is held.
+func (s *session) loaded(l *part) {
 	r := s.spill.runs[s.spill.head]
-	if r.seg.Current() != seg.Current() {
+	if r.seg.Current() != l.seg.Current() || r.first < l.first && !fault(faultLoadBlind) {
 		return
 	}
-	upTo = min(upTo, r.end())
+	upTo := min(l.upTo, r.end())
 	if upTo <= r.first {
 		return
 	}
-	got = slices.DeleteFunc(got, func(e *entry) bool { return e.seq < r.first || e.seq >= upTo })
+	got := slices.DeleteFunc(l.got, func(e *entry) bool { return e.seq < r.first || e.seq >= upTo })
 	if lost := int(upTo-r.first) - len(got); lost > 0 {
 		s.drop(dropDamaged, lost)
 		s.plane.log.Error("messages of a queue are missing on the disk", "client", s.clientID, "messages", lost)
@@ -577,10 +618,68 @@ func (s *session) restoreExtent(seg *storage.Segment, e storage.Extent, done sto
 	return claims, size
 }
 
+// adoption is the work of giving what a session has left on the disk to others.
+type adoption struct {
+	over chan struct{} // closed when it ends
+	done bool          // all of it is in the journal, and the session's deletion behind it; set before over is closed
+}
+
+// adoptLater gives what a session that has ended leaves to others, in the
+// background, and then deletes its row.
+func (p *plane) adoptLater(s *session, orphans []orphan) {
+	settled := p.settles(s.clientID)
+	a := &adoption{over: make(chan struct{})}
+	p.sessMu.Lock()
+	p.adoptions[s.clientID] = a
+	p.sessMu.Unlock()
+	p.background(func() {
+		defer close(a.over)
+		var b batch
+		defer b.flush()
+		for _, o := range orphans {
+			if o.run.count == 0 {
+				p.adopt(o, &b)
+			} else if !p.adoptRun(s.id, o, &b) {
+				return // the session is still there after the restart
+			}
+		}
+		p.forget(s, settled)
+		a.done = true
+		p.sessMu.Lock()
+		delete(p.adoptions, s.clientID)
+		p.sessMu.Unlock()
+	})
+}
+
+// adopted waits until what a client's last session has left is in the journal:
+// a new row of the client takes the place of the old one, and a cut would find
+// nobody who has it. It returns false if the broker stops before; then there must
+// be no new row.
+func (p *plane) adopted(clientID string) bool {
+	p.sessMu.Lock()
+	a := p.adoptions[clientID]
+	p.sessMu.Unlock()
+	for a != nil {
+		select {
+		case <-a.over:
+			return a.done
+		case <-time.After(10 * adoptWait):
+			if p.stopping.Load() {
+				return false
+			}
+		}
+	}
+	return true
+}
+
 // adoptRun gives what another session of a share group shall have of a run, now
 // that its own has ended, to that session; the rest is given up. It returns
-// false if the broker stops before the run can be read.
+// false if the broker stops before that is done: the next start finds the
+// session as it was. It may wait for commits.
 func (p *plane) adoptRun(id storage.SessionID, o orphan, b *batch) bool {
+	if p.stopping.Load() {
+		return false
+	}
 	r := o.run
 	c, err := p.contents(r.seg)
 	for err != nil {
@@ -591,6 +690,7 @@ func (p *plane) adoptRun(id storage.SessionID, o orphan, b *batch) bool {
 		c, err = p.contents(r.seg)
 	}
 	left, size := r.count, r.bytes
+	var unsafe atomic.Int64 // deliveries that are in memory only
 	c.Deliveries(id, r.first, r.end(), func(d storage.ClaimRecord, m *storage.Message) bool {
 		if d.Share == "" || d.QoS == 2 && d.Seq < o.tried {
 			p.drop(dropSessionEnded)
@@ -598,10 +698,17 @@ func (p *plane) adoptRun(id storage.SessionID, o orphan, b *batch) bool {
 		}
 		left--
 		size -= int64(m.Size())
-		p.adopt(orphan{msg: clone(m), share: p.shareKey(d.Share), seg: r.seg}, b)
+		unsafe.Add(1)
+		p.adopt(orphan{msg: clone(m), share: p.shareKey(d.Share), seg: r.seg, safe: func() { unsafe.Add(-1) }}, b)
 		b.flush() // there may be many
 		return true
 	})
 	r.seg.Release(left, int(max(size, 0)))
+	for p.crowded() && unsafe.Load() > 0 { // the next run waits until the disk has this one
+		if p.stopping.Load() {
+			return false
+		}
+		p.pause(adoptWait)
+	}
 	return true
 }

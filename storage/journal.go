@@ -100,7 +100,7 @@ type Publication struct {
 	Claims  []Claim
 	Retain  bool    // the topic's retained message changed and must be durable
 	Inbound Inbound // QoS 2 identifier; zero Session: none
-	Done    Waiter  // told when Retain and Inbound are durable; nil where neither is set
+	Done    Waiter  // told when all of it is durable, as far as it was still needed; nil: nobody is
 }
 
 // Histogram counts observations in buckets. Counts has one element more than
@@ -279,31 +279,35 @@ func (j *Journal) Load() (*Image, []*Segment, error) {
 	return img, segs, nil
 }
 
-// errMoving means that what becomes of a segment is not known yet: the
-// transaction that merges it has failed and is tried again.
-var errMoving = errors.New("segment is being merged")
-
 // Read reads a segment that the caller needs, from the disk. It may wait for a
 // commit that runs. An error other than one that wraps ErrNotFound may pass.
 func (j *Journal) Read(s *Segment) (*Contents, error) {
-	for waited := false; ; waited = true {
-		s = s.Current()
-		row, err := j.store.Segment(s.id)
-		switch {
-		case err != nil:
-			return nil, err
-		case row != nil:
-			return row.contents(), nil
-		case waited && s == s.Current():
-			return nil, fmt.Errorf("segment %d: %w", s.id, ErrNotFound)
-		}
-		j.commitMu.Lock()
-		moving := slices.Contains(j.group.merge.from, s)
-		j.commitMu.Unlock()
-		if moving {
-			return nil, errMoving
-		}
+	s = s.Current()
+	row, err := j.store.Segment(s.id)
+	if err == nil && row == nil {
+		row, err = j.readMoved(s)
 	}
+	if err != nil {
+		return nil, err
+	}
+	if row == nil {
+		return nil, fmt.Errorf("segment %d: %w", s.id, ErrNotFound)
+	}
+	return row.contents(), nil
+}
+
+// readMoved reads the row of a segment that was merged between the look at what
+// it is and the look for it. No commit runs meanwhile, or it could happen again.
+// A merge that was tried, and failed, may be on the disk all the same.
+func (j *Journal) readMoved(s *Segment) (*StoredSegment, error) {
+	j.commitMu.Lock()
+	defer j.commitMu.Unlock()
+	s = s.Current()
+	row, err := j.store.Segment(s.id)
+	if err == nil && row == nil && slices.Contains(j.group.merge.from, s) {
+		row, err = j.store.Segment(j.group.merge.id)
+	}
+	return row, err
 }
 
 // added counts a segment's row, and keeps it in mind for merging.
@@ -437,7 +441,7 @@ func (j *Journal) prune() {
 // how many claims are elided with it.
 func (op operation) needed() (claims int, needed bool) {
 	p := op.pub
-	if p == nil || p.Retain || p.Inbound.Session != 0 {
+	if p == nil || p.Retain || p.Inbound.Session != 0 || p.Done != nil {
 		return 0, true
 	}
 	for _, c := range p.Claims {
@@ -713,6 +717,8 @@ func (j *Journal) commit(all bool) error {
 	defer j.commitMu.Unlock()
 	if j.group.empty() {
 		j.take(all)
+	} else {
+		j.takeDrops()
 	}
 	start := time.Now()
 	j.mu.Lock()
@@ -798,6 +804,17 @@ func (j *Journal) take(all bool) {
 	j.due, j.pubDue = next, pubDue
 }
 
+// takeDrops adds to a group that is tried again the deletions that have come
+// meanwhile: on a full disk they make the room that it needs. So a deletion may
+// overtake operations that wait; a segment is released when what the caller has
+// in its place is durable. j.commitMu is held.
+func (j *Journal) takeDrops() {
+	j.mu.Lock()
+	defer j.mu.Unlock()
+	j.group.drops = append(j.group.drops, j.drops...)
+	j.drops = j.drops[:0]
+}
+
 // gather chooses small segments that are to become one with the group, and
 // reports whether there are more. j.mu is held.
 func (j *Journal) gather(m *merge) (more bool) {
@@ -871,7 +888,7 @@ func (j *Journal) write() (wrote bool, err error) {
 		}
 		seg.live, seg.created = len(g.stored)-sealed, j.state.Now()
 		for _, s := range g.stored[sealed:] {
-			seg.bytes += s.size
+			seg.bytes += int64(s.size)
 		}
 		head := build.head(seg.created)
 		seg.stored = len(head) + len(build.body)
@@ -887,6 +904,14 @@ func (j *Journal) write() (wrote bool, err error) {
 		return nil
 	}
 
+	for _, id := range g.drops { // first: they make room
+		if err := begin(); err != nil {
+			return fail(err)
+		}
+		if err := tx.DeleteSegment(id); err != nil {
+			return fail(err)
+		}
+	}
 	g.size = len(g.urgent)
 	for _, op := range g.ops {
 		if op.change != nil {
@@ -974,14 +999,6 @@ func (j *Journal) write() (wrote bool, err error) {
 			return fail(err)
 		}
 		if err := tx.PutProgress(id, p); err != nil {
-			return fail(err)
-		}
-	}
-	for _, id := range g.drops {
-		if err := begin(); err != nil {
-			return fail(err)
-		}
-		if err := tx.DeleteSegment(id); err != nil {
 			return fail(err)
 		}
 	}

@@ -390,9 +390,9 @@ type Segment struct {
 	id      int64
 	created int64 // by the broker's clock, milliseconds
 	live    int   // claims
-	bytes   int   // size of their messages: one with three claims counts three times
+	bytes   int64 // size of their messages: one with three claims counts three times
 	stored  int   // size of its row
-	below   int   // how few bytes are worth writing it anew
+	below   int64 // how few bytes are worth writing it anew
 	listed  bool  // among those that may be merged
 }
 
@@ -424,12 +424,15 @@ func (s *Segment) Created() int64 {
 	return s.created
 }
 
-// Release gives up claims on the segment, for messages of a size in all.
+// Release gives up claims on the segment, for messages of a size in all, bytes.
+// The deletion of a segment may become durable ahead of all that the journal has
+// not committed yet: who gives a claim up for another one releases it when that
+// is durable.
 func (s *Segment) Release(claims, size int) {
 	s = s.lock()
 	before := s.live
 	s.live -= claims
-	s.bytes = max(s.bytes-size, 0)
+	s.bytes = max(s.bytes-int64(size), 0)
 	gone, shrink := s.live <= 0 && before > 0, s.live > 0 && s.bytes < s.below
 	if shrink {
 		s.below = 0 // once
@@ -449,19 +452,19 @@ func (s *Segment) Release(claims, size int) {
 func (s *Segment) watch() {
 	switch from := s.journal.compactFrom; {
 	case from < 0:
-		s.below = math.MaxInt
+		s.below = math.MaxInt64
 	case s.stored < from:
 		s.below = 0
 	default:
-		s.below = min(s.stored, s.bytes) / 4
+		s.below = min(int64(s.stored), s.bytes) / 4
 	}
 }
 
 // Keep sets how many claims on a restored segment are still needed, and the size
 // of their messages in all.
-func (s *Segment) Keep(claims, size int) {
+func (s *Segment) Keep(claims int, size int64) {
 	s.mu.Lock()
-	s.live, s.bytes = claims, s.stored
+	s.live, s.bytes = claims, int64(s.stored)
 	s.watch()
 	s.bytes = size
 	shrink := claims > 0 && size < s.below

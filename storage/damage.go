@@ -8,6 +8,7 @@ import (
 	"net/url"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"sync"
 	"syscall"
@@ -49,7 +50,8 @@ func isDamage(err error) bool {
 	case sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB, sqlite3.SQLITE_FORMAT:
 		return true
 	}
-	return errors.Is(err, ErrDamaged)
+	// A file that ends too early is no disk that fails.
+	return sqliteCode(err) == sqlite3.SQLITE_IOERR_SHORT_READ || errors.Is(err, ErrDamaged)
 }
 
 // isUnreadable reports whether an error keeps a start from reading the database
@@ -58,7 +60,7 @@ func isDamage(err error) bool {
 // read at the next try what it did not at the last.
 func isUnreadable(err error) bool {
 	switch sqliteCode(err) {
-	case sqlite3.SQLITE_IOERR_READ, sqlite3.SQLITE_IOERR_SHORT_READ, sqlite3.SQLITE_IOERR_CORRUPTFS,
+	case sqlite3.SQLITE_IOERR_READ, sqlite3.SQLITE_IOERR_CORRUPTFS,
 		sqlite3.SQLITE_ERROR, // no such table
 		0:                    // of a value that cannot be scanned
 		return true
@@ -208,12 +210,21 @@ func look(ctx context.Context, pool *sql.DB, size, logged int64) error {
 		}
 		return nil // the very first start was cut short
 	}
-	// What the file lacks is in the log. A log of the right size with something
-	// else in it is found when the pages are read.
-	if lacks := pages - (size+page-1)/page; lacks > 0 && lacks > max(logged-logHeader, 0)/(page+frameHeader) {
+	// What the file lacks is in the log, and so is a page that it has a part of. A
+	// log of the right size with something else in it is found when the pages are
+	// read.
+	if lacks := pages - size/page; lacks > 0 && lacks > max(logged-logHeader, 0)/(page+frameHeader) {
 		return fmt.Errorf("%d pages of %d are missing", lacks, pages)
 	}
 	for _, t := range salvagedTables() {
+		if later := int64(max(t.since, t.addedIn)); version < later {
+			// A version that is too low would have migrations run again.
+			if done, err := hasColumns(ctx, pool, &t); err != nil {
+				return err
+			} else if done {
+				return fmt.Errorf("it has table %s as of schema %d, and says that it has schema %d", t.name, later, version)
+			}
+		}
 		if version < int64(t.since) {
 			continue
 		}
@@ -238,6 +249,26 @@ func look(ctx context.Context, pool *sql.DB, size, logged int64) error {
 		}
 	}
 	return nil
+}
+
+// hasColumns reports whether the database has the table with all of its columns.
+func hasColumns(ctx context.Context, pool *sql.DB, t *salvagedTable) (bool, error) {
+	rows, err := pool.QueryContext(ctx, `SELECT name FROM pragma_table_info(?)`, t.name)
+	if err != nil {
+		return false, err
+	}
+	defer rows.Close()
+	n := 0
+	for rows.Next() {
+		var name string
+		if err := rows.Scan(&name); err != nil {
+			return false, err
+		}
+		if slices.ContainsFunc(t.columns, func(c column) bool { return c.name == name }) {
+			n++
+		}
+	}
+	return n == len(t.columns), rows.Err()
 }
 
 // lookAt reads the rows of a query, which have so many columns, and checks them.

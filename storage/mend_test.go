@@ -566,7 +566,6 @@ func TestDamageWhileRunning(t *testing.T) {
 // healthy database.
 func TestCheck(t *testing.T) {
 	f := makeImage(t, rand.New(rand.NewPCG(11, 11)), false)
-	noRest := func(context.Context, time.Duration) error { return nil }
 	dir := t.TempDir()
 	f.write(t, dir)
 	db, j, _ := reopen(t, dir)

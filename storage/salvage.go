@@ -191,6 +191,17 @@ func (db *DB) mendOpen(ctx context.Context, why error) error {
 	return db.open(ctx, steps)
 }
 
+// mendUnlocked is mendOpen for a caller who has not the lock.
+func (db *DB) mendUnlocked(ctx context.Context, why error) error {
+	lock, err := lockDir(filepath.Dir(db.path))
+	if errors.Is(err, ErrInUse) {
+		return fmt.Errorf("%w: %w: %w", ErrDamaged, why, err)
+	} else if err != nil {
+		return err
+	}
+	return errors.Join(db.mendOpen(ctx, why), lock.Close())
+}
+
 // siblings returns the names of databases in dir that begin with prefix, sorted.
 // Of some there may be a log alone.
 func siblings(dir, prefix string) []string {

@@ -18,9 +18,10 @@ import (
 	sqlite3 "modernc.org/sqlite/lib"
 )
 
-// markName is a file that has the next start salvage the database. Its text is
-// why: damage that the look at the start is too short to meet.
-const markName = fileName + ".damaged"
+// DamagedName is a file in the data directory that has the next start salvage the
+// database. Its text, if any, is why: damage that the look at the start is too
+// short to meet.
+const DamagedName = fileName + ".damaged"
 
 const (
 	// checkAfter is how long after a start that follows an unclean stop the
@@ -95,6 +96,12 @@ func (db *DB) suspect(err error) error {
 	if err == nil || !isDamage(err) {
 		return err
 	}
+	return db.found(err)
+}
+
+// found notes that the database is damaged, and returns err as one that wraps
+// ErrDamaged.
+func (db *DB) found(err error) error {
 	db.damage.mu.Lock()
 	defer db.damage.mu.Unlock()
 	if db.damage.why == "" {
@@ -110,7 +117,7 @@ func (db *DB) suspect(err error) error {
 }
 
 func writeMark(dir, why string) error {
-	f, err := os.OpenFile(filepath.Join(dir, markName), os.O_WRONLY|os.O_CREATE|os.O_TRUNC, 0o600)
+	f, err := os.OpenFile(filepath.Join(dir, DamagedName), os.O_WRONLY|os.O_CREATE|os.O_TRUNC, 0o600)
 	if err != nil {
 		return err
 	}
@@ -123,7 +130,7 @@ func writeMark(dir, why string) error {
 
 // readMark returns why the database is to be salvaged, empty if it is not.
 func readMark(dir string) string {
-	b, err := os.ReadFile(filepath.Join(dir, markName))
+	b, err := os.ReadFile(filepath.Join(dir, DamagedName))
 	if err != nil {
 		return ""
 	}

@@ -265,7 +265,7 @@ func replace(dir string) (aside string, err error) {
 			return "", err
 		}
 	}
-	if err := removeAll(filepath.Join(dir, markName), path+"-shm"); err != nil {
+	if err := removeAll(filepath.Join(dir, DamagedName), path+"-shm"); err != nil {
 		return "", err
 	}
 	for _, part := range []string{"-wal", ""} {

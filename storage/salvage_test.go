@@ -31,7 +31,7 @@ type imageFiles struct {
 // write puts the files into dir.
 func (f imageFiles) write(t testing.TB, dir string) {
 	t.Helper()
-	for name, b := range map[string][]byte{fileName: f.main, fileName + "-wal": f.wal, markName: f.mark} {
+	for name, b := range map[string][]byte{fileName: f.main, fileName + "-wal": f.wal, DamagedName: f.mark} {
 		if b == nil {
 			continue
 		}

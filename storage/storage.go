@@ -122,9 +122,10 @@ type DB struct {
 	read  *sql.DB
 	space *Space
 
-	unclean  bool // the last one who had the database open did not close it
-	damage   damage
-	salvaged salvaged
+	unclean    bool // the last one who had the database open did not close it
+	damage     damage
+	unreadable unreadable
+	salvaged   salvaged
 }
 
 // Open makes the data directory, opens penstock.db in it and migrates it to the

@@ -1,0 +1,52 @@
+package storage
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"sync"
+	"time"
+
+	sqlite3 "modernc.org/sqlite/lib"
+)
+
+// stubborn is how long a segment cannot be read before that is taken for damage.
+// A disk that stalls, or is away for a moment, is back by then.
+const stubborn = time.Minute
+
+// unreadable is the segments that the disk does not give, and since when.
+type unreadable struct {
+	mu    sync.Mutex
+	since map[int64]time.Time
+}
+
+// suspectSegment is suspect for the error, which may be nil, of reading a segment.
+// A sector that the flash has lost is no damage to SQLite, but an I/O error, for
+// ever: the queue would wait for it, and no start would meet it. So it is damage
+// when it lasts and the disk works otherwise, for it takes a write.
+func (db *DB) suspectSegment(id int64, err error) error {
+	u := &db.unreadable
+	u.mu.Lock()
+	defer u.mu.Unlock()
+	if err = db.suspect(err); sqliteCode(err)&0xff != sqlite3.SQLITE_IOERR || errors.Is(err, ErrDamaged) {
+		delete(u.since, id)
+		return err
+	}
+	since, failed := u.since[id]
+	switch {
+	case !failed && u.since == nil:
+		u.since = map[int64]time.Time{id: time.Now()}
+	case !failed:
+		u.since[id] = time.Now()
+	case time.Since(since) < stubborn:
+	default:
+		ctx, cancel := context.WithTimeout(context.Background(), time.Second)
+		defer cancel()
+		if _, failed := db.write.ExecContext(ctx, `INSERT INTO meta (key, value) VALUES ('unreadable', ?) ON CONFLICT (key) DO UPDATE SET value = excluded.value`, id); failed != nil {
+			u.since[id] = time.Now() // it is all of the disk
+			return err
+		}
+		return db.found(fmt.Errorf("for %s, while the disk takes writes: %w", time.Since(since).Round(time.Second), err))
+	}
+	return err
+}

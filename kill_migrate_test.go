@@ -13,19 +13,37 @@ import (
 	"syscall"
 	"testing"
 	"time"
+
+	"penstock/storage"
 )
 
 // TestKillMigration starts the program on databases of schema 2, and kills it at
 // random moments until it serves. Everything that an older program has queued
 // comes, in order, before what is published then; and so with some more kills.
 func TestKillMigration(t *testing.T) {
+	testKillMigration(t, killRounds(t, 15), false)
+}
+
+// TestKillSalvage does the same where the database is said to be damaged, so that
+// it is salvaged instead of migrated.
+func TestKillSalvage(t *testing.T) {
+	testKillMigration(t, killRounds(t, 10), true)
+}
+
+func testKillMigration(t *testing.T, rounds int, salvage bool) {
 	if _, err := exec.LookPath("sqlite3"); err != nil {
 		t.Fatal("sqlite3 is not installed: apt-get install sqlite3")
 	}
 	program := killBuild(t, os.Getenv("PENSTOCK_KILL_RACE") == "1")
-	for rounds := killRounds(t, 15); rounds > 0; {
+	for rounds > 0 {
 		r := newKillRun(t, killPlan{program: program, rounds: rounds})
 		m := newKillMigration(t, r)
+		if salvage {
+			if err := os.WriteFile(filepath.Join(r.dir, "data", storage.DamagedName), []byte("by a test\n"), 0o600); err != nil {
+				t.Fatal(err)
+			}
+			r.damaged = true
+		}
 		m.work()
 		t.Log(m.report())
 		for _, v := range r.violations {
@@ -170,7 +188,11 @@ func (m *killMigration) work() {
 		if !r.launch(ctx) {
 			return
 		}
-		at := time.NewTimer(time.Duration(r.rng.Int64N(int64(100 * time.Millisecond))))
+		most := 100 * time.Millisecond
+		if r.damaged {
+			most = 300 * time.Millisecond // about what a salvage takes
+		}
+		at := time.NewTimer(time.Duration(r.rng.Int64N(int64(most))))
 		select {
 		case <-at.C:
 			r.early++
@@ -216,7 +238,11 @@ func (m *killMigration) work() {
 // look notes how far a killed program has come, by a copy of what it left.
 func (m *killMigration) look() {
 	r := m.run
-	copied := r.t.TempDir()
+	copied, err := os.MkdirTemp(r.dir, "copy-")
+	if err != nil {
+		r.t.Fatal(err)
+	}
+	defer os.RemoveAll(copied)
 	for _, name := range []string{"penstock.db", "penstock.db-wal"} {
 		b, err := os.ReadFile(filepath.Join(r.dir, "data", name))
 		if err == nil {

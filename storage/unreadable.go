@@ -4,6 +4,8 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io"
+	"os"
 	"sync"
 	"time"
 
@@ -23,7 +25,8 @@ type unreadable struct {
 // suspectSegment is suspect for the error, which may be nil, of reading a segment.
 // A sector that the flash has lost is no damage to SQLite, but an I/O error, for
 // ever: the queue would wait for it, and no start would meet it. So it is damage
-// when it lasts and the disk works otherwise, for it takes a write.
+// when it lasts and the disk works otherwise: it gives most of the database, and
+// takes a write.
 func (db *DB) suspectSegment(id int64, err error) error {
 	u := &db.unreadable
 	u.mu.Lock()
@@ -39,14 +42,35 @@ func (db *DB) suspectSegment(id int64, err error) error {
 	case !failed:
 		u.since[id] = time.Now()
 	case time.Since(since) < stubborn:
+	case !readable(db.path):
+		u.since[id] = time.Now() // it is all of the disk
 	default:
 		ctx, cancel := context.WithTimeout(context.Background(), time.Second)
 		defer cancel()
 		if _, failed := db.write.ExecContext(ctx, `INSERT INTO meta (key, value) VALUES ('unreadable', ?) ON CONFLICT (key) DO UPDATE SET value = excluded.value`, id); failed != nil {
-			u.since[id] = time.Now() // it is all of the disk
+			u.since[id] = time.Now() // likewise
 			return err
 		}
 		return db.found(fmt.Errorf("for %s, while the disk takes writes: %w", time.Since(since).Round(time.Second), err))
 	}
 	return err
+}
+
+// readable reports whether the disk gives most of a file: of 32 places in it all
+// but a few.
+func readable(path string) bool {
+	f, err := os.Open(path)
+	if err != nil {
+		return false
+	}
+	defer f.Close()
+	const places = 32
+	failed, size := 0, fileSize(path)
+	var buf [usualPage]byte
+	for i := range int64(places) {
+		if _, err := f.ReadAt(buf[:], size/places*i); err != nil && !errors.Is(err, io.EOF) {
+			failed++
+		}
+	}
+	return failed <= places/4
 }

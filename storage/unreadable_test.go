@@ -35,6 +35,11 @@ func TestSegmentThatStaysUnreadable(t *testing.T) {
 	want("once more", db.suspectSegment(7, failed), false)
 	long()
 	want("another one", db.suspectSegment(8, failed), false)
+	path := db.path
+	db.path = t.TempDir()
+	want("nothing can be read", db.suspectSegment(7, failed), false)
+	db.path = path
+	long()
 	write := db.write
 	db.write = pool
 	want("no disk at all", db.suspectSegment(7, failed), false)

@@ -96,6 +96,11 @@ func (db *DB) suspect(err error) error {
 	if err == nil || !isDamage(err) {
 		return err
 	}
+	// To SQLite also a page that the disk does not give (EIO) is malformed. Where it
+	// gives little of the file it is the disk, which may be back at the next try.
+	if sqliteCode(err) == sqlite3.SQLITE_CORRUPT && !readable(db.path) {
+		return err
+	}
 	return db.found(err)
 }
 

@@ -301,6 +301,9 @@ func removeAll(paths ...string) error {
 func (db *DB) salvage(ctx context.Context, steps []migration, why string) error {
 	began := time.Now()
 	dir := filepath.Dir(db.path)
+	if err := awaitReadable(ctx, db.path); err != nil {
+		return fmt.Errorf("salvage: %w", err)
+	}
 	src, err := openSource(db.path)
 	if err != nil {
 		return fmt.Errorf("salvage: %w", err)

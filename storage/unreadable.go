@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"io/fs"
 	"os"
 	"sync"
 	"time"
@@ -23,10 +24,10 @@ type unreadable struct {
 }
 
 // suspectSegment is suspect for the error, which may be nil, of reading a segment.
-// A sector that the flash has lost is no damage to SQLite, but an I/O error, for
-// ever: the queue would wait for it, and no start would meet it. So it is damage
-// when it lasts and the disk works otherwise: it gives most of the database, and
-// takes a write.
+// What the flash does not give is to SQLite damage or an I/O error, by what the
+// kernel says. With the latter the queue would wait for ever, and no start would
+// meet it. So it is damage when it lasts and the disk works otherwise: it gives most
+// of the database, and takes a write.
 func (db *DB) suspectSegment(id int64, err error) error {
 	u := &db.unreadable
 	u.mu.Lock()
@@ -56,12 +57,30 @@ func (db *DB) suspectSegment(id int64, err error) error {
 	return err
 }
 
-// readable reports whether the disk gives most of a file: of 32 places in it all
-// but a few.
+// readPatience is how long a salvage waits for a disk that does not give the
+// database.
+const readPatience = 10 * time.Second
+
+// awaitReadable waits until the disk gives most of a file. A salvage of what it
+// does not give would begin with nothing, although all may be there.
+func awaitReadable(ctx context.Context, path string) error {
+	for began := time.Now(); !readable(path); {
+		if time.Since(began) > readPatience {
+			return fmt.Errorf("the disk does not give %s: nothing was changed", path)
+		}
+		if err := pause(ctx, 250*time.Millisecond); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// readable reports whether the disk gives most of a file, or there is none: of 32
+// places in it all but a few.
 func readable(path string) bool {
 	f, err := os.Open(path)
 	if err != nil {
-		return false
+		return errors.Is(err, fs.ErrNotExist)
 	}
 	defer f.Close()
 	const places = 32

@@ -1,7 +1,10 @@
 package storage
 
 import (
+	"context"
 	"errors"
+	"log/slog"
+	"os"
 	"path/filepath"
 	"testing"
 	"time"
@@ -47,4 +50,27 @@ func TestSegmentThatStaysUnreadable(t *testing.T) {
 	want("it is back", db.suspectSegment(7, failed), false)
 	long()
 	want("for long", db.suspectSegment(7, failed), true)
+}
+
+// Of a database that the disk does not give nothing is salvaged, for that would be
+// a new one with nothing in it, and nothing is set aside.
+func TestNoSalvageOfUnreadable(t *testing.T) {
+	dir := t.TempDir()
+	path := filepath.Join(dir, fileName)
+	if err := os.Mkdir(path, 0o700); err != nil { // which can be opened, and not read
+		t.Fatal(err)
+	}
+	db := &DB{cfg: DefaultConfig(), log: slog.New(slog.DiscardHandler), path: path}
+	steps, err := embeddedMigrations()
+	if err != nil {
+		t.Fatal(err)
+	}
+	ctx, cancel := context.WithTimeout(t.Context(), 300*time.Millisecond)
+	defer cancel()
+	if err := db.salvage(ctx, steps, "a test"); err == nil || db.Salvage() != nil {
+		t.Errorf("got %v and report %+v, want an error and none", err, db.Salvage())
+	}
+	if left := siblings(dir, ""); len(left) != 1 || left[0] != fileName {
+		t.Errorf("left: %q", left)
+	}
 }

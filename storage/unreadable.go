@@ -61,7 +61,7 @@ func (db *DB) suspectSegment(id int64, err error) error {
 // database.
 const readPatience = 10 * time.Second
 
-// awaitReadable waits until the disk gives most of a file. A salvage of what it
+// awaitReadable waits until the disk gives most of the database at path. A salvage of what it
 // does not give would begin with nothing, although all may be there.
 func awaitReadable(ctx context.Context, path string) error {
 	for began := time.Now(); !readable(path); {
@@ -75,9 +75,13 @@ func awaitReadable(ctx context.Context, path string) error {
 	return nil
 }
 
-// readable reports whether the disk gives most of a file, or there is none: of 32
+// readable reports whether the disk gives most of the database at path, and of its
+// log.
+func readable(path string) bool { return mostOf(path) && mostOf(path+"-wal") }
+
+// mostOf reports whether the disk gives most of a file, or there is none: of 32
 // places in it all but a few.
-func readable(path string) bool {
+func mostOf(path string) bool {
 	f, err := os.Open(path)
 	if err != nil {
 		return errors.Is(err, fs.ErrNotExist)

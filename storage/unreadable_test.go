@@ -52,25 +52,27 @@ func TestSegmentThatStaysUnreadable(t *testing.T) {
 	want("for long", db.suspectSegment(7, failed), true)
 }
 
-// Of a database that the disk does not give nothing is salvaged, for that would be
-// a new one with nothing in it, and nothing is set aside.
+// Of a database, or its log, that the disk does not give nothing is salvaged, for
+// that would be a new one with nothing in it, and nothing is set aside.
 func TestNoSalvageOfUnreadable(t *testing.T) {
-	dir := t.TempDir()
-	path := filepath.Join(dir, fileName)
-	if err := os.Mkdir(path, 0o700); err != nil { // which can be opened, and not read
-		t.Fatal(err)
-	}
-	db := &DB{cfg: DefaultConfig(), log: slog.New(slog.DiscardHandler), path: path}
 	steps, err := embeddedMigrations()
 	if err != nil {
 		t.Fatal(err)
 	}
-	ctx, cancel := context.WithTimeout(t.Context(), 300*time.Millisecond)
-	defer cancel()
-	if err := db.salvage(ctx, steps, "a test"); err == nil || db.Salvage() != nil {
-		t.Errorf("got %v and report %+v, want an error and none", err, db.Salvage())
-	}
-	if left := siblings(dir, ""); len(left) != 1 || left[0] != fileName {
-		t.Errorf("left: %q", left)
+	for _, name := range []string{fileName, fileName + "-wal"} {
+		dir := t.TempDir()
+		if err := os.Mkdir(filepath.Join(dir, name), 0o700); err != nil { // which can be opened, and not read
+			t.Fatal(err)
+		}
+		db := &DB{cfg: DefaultConfig(), log: slog.New(slog.DiscardHandler), path: filepath.Join(dir, fileName)}
+		ctx, cancel := context.WithTimeout(t.Context(), 300*time.Millisecond)
+		err := db.salvage(ctx, steps, "a test")
+		cancel()
+		if err == nil || db.Salvage() != nil {
+			t.Errorf("%s: got %v and report %+v, want an error and none", name, err, db.Salvage())
+		}
+		if left, err := os.ReadDir(dir); err != nil || len(left) != 1 || left[0].Name() != name {
+			t.Errorf("%s: left: %v, %v", name, left, err)
+		}
 	}
 }

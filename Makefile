@@ -28,7 +28,7 @@ run: build ## start a broker for a trial: MQTT on 127.0.0.1:1883, API on 127.0.0
 build: ## build bin/penstock for this machine
 	$(GO) build -trimpath -ldflags '-X main.version=$(VERSION)' -o bin/penstock .
 
-test: ## run all tests, with the race detector if there is a C compiler (wants mosquitto-clients, systemd and strace)
+test: ## run all tests, with the race detector if there is a C compiler (wants mosquitto-clients, sqlite3, systemd and strace)
 	$(GO) test -tags faults -run 'FindsFaults' ./broker
 	@if [ '$(RACE)' = yes ]; then \
 		set -x; CGO_ENABLED=1 $(GO) test -race -timeout 20m ./...; \

@@ -23,7 +23,7 @@ func (c backupCommand) Run(std streams) error {
 		return err
 	}
 	if err := storage.Backup(context.Background(), dir, c.File); err != nil {
-		return hintFor(err, dir)
+		return salvageHint(hintFor(err, dir), dir)
 	}
 	info, err := os.Stat(c.File)
 	if err != nil {
@@ -75,7 +75,10 @@ func (c verifyCommand) Run(std streams) error {
 		fmt.Fprintln(std.out, "damaged: "+line)
 	}
 	if err != nil && r.Schema == 0 {
-		return hintFor(err, filepath.Dir(file))
+		if err = hintFor(err, filepath.Dir(file)); c.File == "" {
+			err = salvageHint(err, filepath.Dir(file))
+		}
+		return err
 	}
 	fmt.Fprintf(std.out, `schema       %d
 sessions     %d
@@ -88,7 +91,19 @@ operators    %d
 	if err == nil {
 		_, err = fmt.Fprintln(std.out, "no damage was found")
 	}
+	if c.File == "" {
+		return salvageHint(err, filepath.Dir(file))
+	}
 	return err
+}
+
+// salvageHint adds to an error of damage to the database in dir what to do: a start
+// does not read all of it, and may not meet it.
+func salvageHint(err error, dir string) error {
+	if !errors.Is(err, storage.ErrDamaged) || errors.Is(err, storage.ErrInUse) {
+		return err
+	}
+	return fmt.Errorf("%w; to have what can be read salvaged, make the file %s and restart penstock", err, filepath.Join(dir, storage.DamagedName))
 }
 
 // hintFor is dataHint for errors that are about the data directory; one about

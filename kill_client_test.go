@@ -218,6 +218,7 @@ type killPublisher struct {
 	pause   time.Duration // between windows; 0: none
 
 	mu       sync.Mutex
+	left     int // messages to send yet; below 0: no end
 	inflight []*killMessage
 	used     map[uint16]bool
 	stopping bool
@@ -279,7 +280,8 @@ func (p *killPublisher) write(ctx context.Context, c *killWire, gone <-chan stru
 	p.mu.Unlock()
 	for turn := 0; ; {
 		p.mu.Lock()
-		for !p.stopping && len(p.inflight) < p.window {
+		for !p.stopping && p.left != 0 && len(p.inflight) < p.window {
+			p.left--
 			s := p.streams[turn%len(p.streams)]
 			turn++
 			m := &killMessage{s: s, seq: s.sent.Add(1), id: p.freeID()}

@@ -11,6 +11,7 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
+	"strings"
 	"syscall"
 )
 
@@ -49,6 +50,9 @@ func Backup(ctx context.Context, dir, file string) error {
 	}
 	if err = errors.Join(err, f.Close()); err != nil {
 		_ = os.Remove(part) // nothing is left to do about it
+		if isDamage(err) {
+			err = fmt.Errorf("%w: %w", ErrDamaged, err)
+		}
 		return wrap(err, "back up to "+file)
 	}
 	return nil
@@ -244,7 +248,11 @@ func (r *Report) read(ctx context.Context, s *sqliteStore) {
 		if err := rows.Scan(&line); err != nil || line == "ok" {
 			return err
 		}
-		r.Damage = append(r.Damage, line)
+		for line := range strings.Lines(line) { // the first row may be a list
+			if line = strings.TrimSuffix(line, "\n"); !strings.HasPrefix(line, "*** in database") {
+				r.Damage = append(r.Damage, line)
+			}
+		}
 		return nil
 	})
 	if err != nil {

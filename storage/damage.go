@@ -8,6 +8,7 @@ import (
 	"net/url"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"sync"
 	"syscall"
@@ -17,9 +18,10 @@ import (
 	sqlite3 "modernc.org/sqlite/lib"
 )
 
-// markName is a file that has the next start salvage the database. Its text is
-// why: damage that the look at the start is too short to meet.
-const markName = fileName + ".damaged"
+// DamagedName is a file in the data directory that has the next start salvage the
+// database. Its text, if any, is why: damage that the look at the start is too
+// short to meet.
+const DamagedName = fileName + ".damaged"
 
 const (
 	// checkAfter is how long after a start that follows an unclean stop the
@@ -49,7 +51,8 @@ func isDamage(err error) bool {
 	case sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB, sqlite3.SQLITE_FORMAT:
 		return true
 	}
-	return errors.Is(err, ErrDamaged)
+	// A file that ends too early is no disk that fails.
+	return sqliteCode(err) == sqlite3.SQLITE_IOERR_SHORT_READ || errors.Is(err, ErrDamaged)
 }
 
 // isUnreadable reports whether an error keeps a start from reading the database
@@ -58,7 +61,7 @@ func isDamage(err error) bool {
 // read at the next try what it did not at the last.
 func isUnreadable(err error) bool {
 	switch sqliteCode(err) {
-	case sqlite3.SQLITE_IOERR_READ, sqlite3.SQLITE_IOERR_SHORT_READ, sqlite3.SQLITE_IOERR_CORRUPTFS,
+	case sqlite3.SQLITE_IOERR_READ, sqlite3.SQLITE_IOERR_CORRUPTFS,
 		sqlite3.SQLITE_ERROR, // no such table
 		0:                    // of a value that cannot be scanned
 		return true
@@ -93,6 +96,17 @@ func (db *DB) suspect(err error) error {
 	if err == nil || !isDamage(err) {
 		return err
 	}
+	// To SQLite also a page that the disk does not give (EIO) is malformed. Where it
+	// gives little of the file it is the disk, which may be back at the next try.
+	if sqliteCode(err) == sqlite3.SQLITE_CORRUPT && !readable(db.path) {
+		return err
+	}
+	return db.found(err)
+}
+
+// found notes that the database is damaged, and returns err as one that wraps
+// ErrDamaged.
+func (db *DB) found(err error) error {
 	db.damage.mu.Lock()
 	defer db.damage.mu.Unlock()
 	if db.damage.why == "" {
@@ -108,7 +122,7 @@ func (db *DB) suspect(err error) error {
 }
 
 func writeMark(dir, why string) error {
-	f, err := os.OpenFile(filepath.Join(dir, markName), os.O_WRONLY|os.O_CREATE|os.O_TRUNC, 0o600)
+	f, err := os.OpenFile(filepath.Join(dir, DamagedName), os.O_WRONLY|os.O_CREATE|os.O_TRUNC, 0o600)
 	if err != nil {
 		return err
 	}
@@ -121,7 +135,7 @@ func writeMark(dir, why string) error {
 
 // readMark returns why the database is to be salvaged, empty if it is not.
 func readMark(dir string) string {
-	b, err := os.ReadFile(filepath.Join(dir, markName))
+	b, err := os.ReadFile(filepath.Join(dir, DamagedName))
 	if err != nil {
 		return ""
 	}
@@ -208,12 +222,21 @@ func look(ctx context.Context, pool *sql.DB, size, logged int64) error {
 		}
 		return nil // the very first start was cut short
 	}
-	// What the file lacks is in the log. A log of the right size with something
-	// else in it is found when the pages are read.
-	if lacks := pages - (size+page-1)/page; lacks > 0 && lacks > max(logged-logHeader, 0)/(page+frameHeader) {
+	// What the file lacks is in the log, and so is a page that it has a part of. A
+	// log of the right size with something else in it is found when the pages are
+	// read.
+	if lacks := pages - size/page; lacks > 0 && lacks > max(logged-logHeader, 0)/(page+frameHeader) {
 		return fmt.Errorf("%d pages of %d are missing", lacks, pages)
 	}
 	for _, t := range salvagedTables() {
+		if later := int64(max(t.since, t.addedIn)); version < later {
+			// A version that is too low would have migrations run again.
+			if done, err := hasColumns(ctx, pool, &t); err != nil {
+				return err
+			} else if done {
+				return fmt.Errorf("it has table %s as of schema %d, and says that it has schema %d", t.name, later, version)
+			}
+		}
 		if version < int64(t.since) {
 			continue
 		}
@@ -238,6 +261,26 @@ func look(ctx context.Context, pool *sql.DB, size, logged int64) error {
 		}
 	}
 	return nil
+}
+
+// hasColumns reports whether the database has the table with all of its columns.
+func hasColumns(ctx context.Context, pool *sql.DB, t *salvagedTable) (bool, error) {
+	rows, err := pool.QueryContext(ctx, `SELECT name FROM pragma_table_info(?)`, t.name)
+	if err != nil {
+		return false, err
+	}
+	defer rows.Close()
+	n := 0
+	for rows.Next() {
+		var name string
+		if err := rows.Scan(&name); err != nil {
+			return false, err
+		}
+		if slices.ContainsFunc(t.columns, func(c column) bool { return c.name == name }) {
+			n++
+		}
+	}
+	return n == len(t.columns), rows.Err()
 }
 
 // lookAt reads the rows of a query, which have so many columns, and checks them.

@@ -111,7 +111,7 @@ func TestSalvageIsCutShort(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			dir := t.TempDir()
 			if _, there := files[fileName]; there && name != "when all is done" {
-				files[markName] = f.mark
+				files[DamagedName] = f.mark
 			}
 			for file, b := range files {
 				if err := os.WriteFile(filepath.Join(dir, file), b, 0o600); err != nil {
@@ -131,7 +131,7 @@ func TestSalvageIsCutShort(t *testing.T) {
 			if len(all) != 1 || all[0] != r.File || !bytes.Equal(left[r.File], f.main) || !bytes.Equal(left[r.File+"-wal"], f.wal) {
 				t.Errorf("set aside: %q, the report says %q", all, r.File)
 			}
-			for _, gone := range []string{next, markName, buildingName + "-journal"} {
+			for _, gone := range []string{next, DamagedName, buildingName + "-journal"} {
 				if _, there := left[gone]; there {
 					t.Errorf("%s is left", gone)
 				}
@@ -157,7 +157,7 @@ func TestSalvageOnDiskThatFails(t *testing.T) {
 			stopRecording()
 			if err != nil {
 				failed++
-				if left := dirFiles(t, dir); !bytes.Equal(left[fileName], f.main) && exists(filepath.Join(dir, markName)) {
+				if left := dirFiles(t, dir); !bytes.Equal(left[fileName], f.main) && exists(filepath.Join(dir, DamagedName)) {
 					t.Errorf("%s at operation %d: the database was touched", name, at)
 				}
 			} else if err := db.Close(); err != nil {
@@ -198,7 +198,7 @@ func TestRestoreIsCutShort(t *testing.T) {
 		"when there was none":     {map[string][]byte{next: copied}, true},
 		"and the next restore":    {map[string][]byte{fileName: old.main, aside + "-wal": old.wal, next: copied}, true},
 		"of a salvaged database":  {map[string][]byte{fileName: old.main, fileName + "-wal": old.wal, next: copied, stateName: []byte(`{"report":{"why":"x"}}`)}, true},
-		"and a mark from earlier": {map[string][]byte{fileName: old.main, fileName + "-wal": old.wal, next: copied, markName: []byte("x")}, true},
+		"and a mark from earlier": {map[string][]byte{fileName: old.main, fileName + "-wal": old.wal, next: copied, DamagedName: []byte("x")}, true},
 	} {
 		t.Run(name, func(t *testing.T) {
 			dir := t.TempDir()
@@ -566,7 +566,6 @@ func TestDamageWhileRunning(t *testing.T) {
 // healthy database.
 func TestCheck(t *testing.T) {
 	f := makeImage(t, rand.New(rand.NewPCG(11, 11)), false)
-	noRest := func(context.Context, time.Duration) error { return nil }
 	dir := t.TempDir()
 	f.write(t, dir)
 	db, j, _ := reopen(t, dir)
@@ -637,7 +636,7 @@ func TestHealthyIsLeftAlone(t *testing.T) {
 		"nothing":       {},
 		"an empty file": {fileName: {}},
 		"an empty log":  {fileName: {}, fileName + "-wal": {}},
-		"an old mark":   {markName: nil},
+		"an old mark":   {DamagedName: nil},
 	} {
 		t.Run(name, func(t *testing.T) {
 			dir := t.TempDir()

@@ -191,6 +191,17 @@ func (db *DB) mendOpen(ctx context.Context, why error) error {
 	return db.open(ctx, steps)
 }
 
+// mendUnlocked is mendOpen for a caller who has not the lock.
+func (db *DB) mendUnlocked(ctx context.Context, why error) error {
+	lock, err := lockDir(filepath.Dir(db.path))
+	if errors.Is(err, ErrInUse) {
+		return fmt.Errorf("%w: %w: %w", ErrDamaged, why, err)
+	} else if err != nil {
+		return err
+	}
+	return errors.Join(db.mendOpen(ctx, why), lock.Close())
+}
+
 // siblings returns the names of databases in dir that begin with prefix, sorted.
 // Of some there may be a log alone.
 func siblings(dir, prefix string) []string {
@@ -254,7 +265,7 @@ func replace(dir string) (aside string, err error) {
 			return "", err
 		}
 	}
-	if err := removeAll(filepath.Join(dir, markName), path+"-shm"); err != nil {
+	if err := removeAll(filepath.Join(dir, DamagedName), path+"-shm"); err != nil {
 		return "", err
 	}
 	for _, part := range []string{"-wal", ""} {
@@ -290,6 +301,9 @@ func removeAll(paths ...string) error {
 func (db *DB) salvage(ctx context.Context, steps []migration, why string) error {
 	began := time.Now()
 	dir := filepath.Dir(db.path)
+	if err := awaitReadable(ctx, db.path); err != nil {
+		return fmt.Errorf("salvage: %w", err)
+	}
 	src, err := openSource(db.path)
 	if err != nil {
 		return fmt.Errorf("salvage: %w", err)

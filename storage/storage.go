@@ -122,15 +122,17 @@ type DB struct {
 	read  *sql.DB
 	space *Space
 
-	unclean  bool // the last one who had the database open did not close it
-	damage   damage
-	salvaged salvaged
+	unclean    bool // the last one who had the database open did not close it
+	damage     damage
+	unreadable unreadable
+	salvaged   salvaged
 }
 
 // Open makes the data directory, opens penstock.db in it and migrates it to the
 // schema of this binary. A database that is damaged is set aside, and one with
 // what could be read of it takes its place: Salvage has the report. It returns an
-// error that wraps ErrTooNew, and leaves the file untouched, if only a newer
+// error that wraps ErrInUse if another process serves from a database that is to be
+// migrated, and one that wraps ErrTooNew, and leaves the file untouched, if only a newer
 // binary can read the database.
 func Open(ctx context.Context, cfg Config, log *slog.Logger) (*DB, error) {
 	if err := cfg.Validate(); err != nil {
@@ -156,7 +158,11 @@ func Open(ctx context.Context, cfg Config, log *slog.Logger) (*DB, error) {
 	if err := db.mend(ctx, steps); err != nil {
 		return nil, err
 	}
-	if err := db.open(ctx, steps); err != nil {
+	if err = db.open(ctx, steps); isDamage(err) {
+		// What the look at it has not met, a migration has.
+		err = db.mendUnlocked(ctx, err)
+	}
+	if err != nil {
 		return nil, err
 	}
 	return db, nil
@@ -172,13 +178,30 @@ func (db *DB) open(ctx context.Context, steps []migration) (err error) {
 	if db.write, err = db.openPool(1); err != nil {
 		return err
 	}
-	if err := migrate(ctx, db.write, steps, db.log); err != nil {
+	if err := db.migrate(ctx, steps); err != nil {
 		return errors.Join(err, db.Close())
 	}
 	if db.read, err = openDSN(dsn(db.path, "query_only(on)"), readers); err != nil {
 		return errors.Join(err, db.Close())
 	}
 	return nil
+}
+
+// migrate is migrate of a database that no other process serves: one of an older
+// version would lose the tables that it writes to. It returns ErrInUse then.
+func (db *DB) migrate(ctx context.Context, steps []migration) error {
+	version, _, err := schemaVersion(ctx, db.write)
+	if err != nil {
+		return wrap(err, "read schema version")
+	}
+	if version >= len(steps) {
+		return nil
+	}
+	lock, err := lockDir(filepath.Dir(db.path))
+	if err != nil {
+		return err
+	}
+	return errors.Join(migrate(ctx, db.write, steps, db.log), lock.Close())
 }
 
 // keepPrivate makes the database file if need be, readable by its owner only:

@@ -224,7 +224,7 @@ func (t *sqliteTx) Segment(id int64) (*StoredSegment, error) {
 // Segment implements Store. It reads beside the transaction that runs.
 func (s *sqliteStore) Segment(id int64) (*StoredSegment, error) {
 	row, err := scanSegment(id, s.db.read.QueryRow(getSegment, id))
-	return row, s.suspect(err)
+	return row, s.db.suspectSegment(id, err)
 }
 
 func scanSegment(id int64, row *sql.Row) (*StoredSegment, error) {

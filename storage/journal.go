@@ -1,7 +1,6 @@
 package storage
 
 import (
-	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -144,17 +143,6 @@ type JournalStats struct {
 // that happens anyway. Losing them costs a redelivery at QoS 1, nothing else.
 const lazyDelay = time.Second
 
-// A tier is what makes segments worth merging: as many as count, each smaller than
-// size, in bytes. Messages that come one by one make a segment each, and
-// each takes memory, a row and a read of its own.
-type tier struct{ size, count int }
-
-var tiers = [...]tier{{4 << 10, 64}, {64 << 10, 1024}}
-
-// compactBatch is how many segments one group writes anew: a few megabytes have
-// to be read for it.
-const compactBatch = 16
-
 // segmentBytes bounds a segment's body, so that what one slow session pins and
 // what a restart has to unpack at once stay small.
 const segmentBytes = 256 << 10
@@ -221,15 +209,6 @@ type group struct {
 	stored   []stored
 	made     []*Segment // new ones
 	size     int
-}
-
-// merge is a number of segments that become one.
-type merge struct {
-	from     []*Segment // empty: nothing is merged
-	id       int64      // of the result
-	size     int        // of the result's row; 0: they were left as they are
-	sessions map[SessionID]struct{}
-	counted  int
 }
 
 type stored struct {
@@ -310,55 +289,6 @@ func (j *Journal) readMoved(s *Segment) (*StoredSegment, error) {
 	return row, err
 }
 
-// added counts a segment's row, and keeps it in mind for merging.
-func (j *Journal) added(s *Segment, size int) {
-	j.mu.Lock()
-	defer j.mu.Unlock()
-	j.stats.Segments++
-	j.stats.SegmentBytes += int64(size)
-	if j.list(s) && j.due.IsZero() {
-		j.schedule(j.stretched(lazyDelay))
-	}
-}
-
-// resized tells what size a segment's row has after it was written anew.
-func (j *Journal) resized(s *Segment, size int) {
-	s = s.lock()
-	change := size - s.stored
-	gone := s.live <= 0
-	s.stored = size
-	s.watch()
-	s.mu.Unlock()
-	j.mu.Lock()
-	defer j.mu.Unlock()
-	if !gone { // else it is no longer counted
-		j.stats.SegmentBytes += int64(change)
-		j.list(s)
-	}
-}
-
-// list keeps a small segment in mind for merging, and reports whether there are
-// enough. j.mu is held.
-func (j *Journal) list(s *Segment) (enough bool) {
-	s.mu.Lock()
-	size, listed := s.stored, s.listed
-	s.listed = true
-	s.mu.Unlock()
-	if listed {
-		return false
-	}
-	for i, t := range tiers {
-		if size < t.size {
-			j.small[i] = append(j.small[i], s)
-			return len(j.small[i]) >= j.mergeCount(i)
-		}
-	}
-	return false
-}
-
-// mergeCount is how many small segments are worth merging.
-func (j *Journal) mergeCount(tier int) int { return cmp.Or(j.mergeFrom, tiers[tier].count) }
-
 // Close gives the store's connection up. Run must have returned.
 func (j *Journal) Close() error { return j.store.Close() }
 
@@ -381,75 +311,6 @@ func (j *Journal) Publish(p *Publication) {
 	if many {
 		j.prune()
 	}
-}
-
-// size returns the bytes of the message that the publication keeps in memory.
-func (p *Publication) size() int {
-	if p == nil || p.Message == nil {
-		return 0
-	}
-	return p.Message.Size()
-}
-
-// backlog measures pending operations.
-type backlog struct{ operations, bytes int }
-
-// pruneMin is how much is worth a look whether it is still needed.
-var pruneMin = backlog{4096, 16 << 20}
-
-func (a backlog) reaches(b backlog) bool { return a.operations >= b.operations || a.bytes >= b.bytes }
-
-// backlog returns what is pending. j.mu is held.
-func (j *Journal) backlog() backlog { return backlog{len(j.pending), j.size} }
-
-// prune forgets publications that nobody needs any more. While commits fail,
-// subscribers that are online go on acknowledging, and their publishers go on
-// publishing: what they have done must not pile up.
-func (j *Journal) prune() {
-	if !j.pruneMu.TryLock() {
-		return // somebody is at it
-	}
-	defer j.pruneMu.Unlock()
-	j.mu.Lock()
-	if !j.backlog().reaches(backlog{max(j.pruneAt.operations, pruneMin.operations), max(j.pruneAt.bytes, pruneMin.bytes)}) {
-		j.mu.Unlock()
-		return
-	}
-	ops := j.pending
-	j.pending, j.size = nil, 0
-	j.mu.Unlock()
-
-	elided, size := 0, 0
-	kept := ops[:0]
-	for _, op := range ops {
-		if n, needed := op.needed(); needed {
-			kept = append(kept, op)
-			size += op.pub.size()
-		} else {
-			elided += n
-		}
-	}
-	clear(ops[len(kept):])
-	j.mu.Lock()
-	j.pending, j.size = append(kept, j.pending...), j.size+size
-	j.pruneAt = backlog{2 * len(j.pending), 2 * j.size}
-	j.stats.Elided += uint64(elided)
-	j.mu.Unlock()
-}
-
-// needed reports whether anything of the operation must be written; if not,
-// how many claims are elided with it.
-func (op operation) needed() (claims int, needed bool) {
-	p := op.pub
-	if p == nil || p.Retain || p.Inbound.Session != 0 || p.Done != nil {
-		return 0, true
-	}
-	for _, c := range p.Claims {
-		if _, needed := c.Record(); needed {
-			return 0, true
-		}
-	}
-	return len(p.Claims), false
 }
 
 // Change adds a change of rows; done (which may be nil) is told when it is
@@ -498,26 +359,6 @@ func (j *Journal) HurryRetained(topic string) {
 	j.mu.Unlock()
 }
 
-func (j *Journal) drop(s *Segment) {
-	s.mu.Lock()
-	id, size := s.id, s.stored
-	s.mu.Unlock()
-	j.mu.Lock()
-	j.drops = append(j.drops, id)
-	j.stats.Segments--
-	j.stats.SegmentBytes -= int64(size)
-	j.schedule(j.stretched(lazyDelay))
-	j.mu.Unlock()
-}
-
-// shrink has a segment written anew with one of the next commits.
-func (j *Journal) shrink(s *Segment) {
-	j.mu.Lock()
-	defer j.mu.Unlock()
-	j.pinned = append(j.pinned, s)
-	j.schedule(j.stretched(lazyDelay))
-}
-
 // schedule makes the next commit start within d. j.mu is held.
 func (j *Journal) schedule(d time.Duration) {
 	due := time.Now().Add(d)
@@ -546,46 +387,6 @@ func (j *Journal) wait() time.Duration {
 		}
 	}
 	return wait
-}
-
-// elide forgets the publications in what is pending that nobody needs any more, up
-// to the first that is needed, and counts the commit delay from that one on. So a commit is not made for those that came a moment before it was due,
-// and whose subscribers are about to acknowledge them.
-func (j *Journal) elide() {
-	j.pruneMu.Lock()
-	defer j.pruneMu.Unlock()
-	j.mu.Lock()
-	ops := j.pending
-	j.pending = nil
-	j.mu.Unlock()
-	kept, n, elided, size := ops[:0], 0, 0, 0
-	var first time.Time
-	for ; n < len(ops) && first.IsZero(); n++ {
-		claims, needed := ops[n].needed()
-		if needed {
-			kept = append(kept, ops[n])
-			if ops[n].pub != nil { // a change has a time of its own
-				first = ops[n].at
-			}
-			continue
-		}
-		elided += claims
-		size += ops[n].pub.size()
-	}
-	kept = append(kept, ops[n:]...)
-	clear(ops[len(kept):])
-	j.mu.Lock()
-	defer j.mu.Unlock()
-	if first.IsZero() && len(j.pending) > 0 {
-		first = j.pending[0].at // about; the next time has it right
-	}
-	j.pending = append(kept, j.pending...)
-	j.size -= size
-	j.stats.Elided += uint64(elided)
-	j.pubDue = time.Time{}
-	if !first.IsZero() {
-		j.pubDue = first.Add(j.commitDelay)
-	}
 }
 
 // Pending returns how many operations wait for a commit, and whether there is
@@ -815,42 +616,6 @@ func (j *Journal) takeDrops() {
 	j.drops = j.drops[:0]
 }
 
-// gather chooses small segments that are to become one with the group, and
-// reports whether there are more. j.mu is held.
-func (j *Journal) gather(m *merge) (more bool) {
-	*m = merge{}
-	for i := range j.small {
-		count := j.mergeCount(i)
-		if len(j.small[i]) < count {
-			continue
-		}
-		j.small[i] = slices.DeleteFunc(j.small[i], func(s *Segment) bool {
-			s.mu.Lock()
-			defer s.mu.Unlock()
-			return s.live <= 0 || s.into != nil
-		})
-		if len(j.small[i]) < max(count*3/4, 2) || len(m.from) > 0 {
-			more = more || len(j.small[i]) >= count
-			continue
-		}
-		n, size := 0, 0
-		for n < len(j.small[i]) && (n < 2 || size < segmentBytes) {
-			s := j.small[i][n]
-			s.mu.Lock()
-			size += s.stored
-			s.mu.Unlock()
-			n++
-		}
-		m.from = slices.Clone(j.small[i][:n])
-		m.sessions = make(map[SessionID]struct{})
-		j.small[i] = append([]*Segment(nil), j.small[i][n:]...)
-		j.nextSeg++
-		m.id = j.nextSeg
-		more = more || len(j.small[i]) >= count
-	}
-	return more
-}
-
 func (g *group) retain(topic string) {
 	if g.retained == nil {
 		g.retained = make(map[string]struct{})
@@ -1042,119 +807,6 @@ func (j *Journal) write() (wrote bool, err error) {
 	j.stats.BytesWritten += uint64(size)
 	j.mu.Unlock()
 	return tx != nil, nil
-}
-
-// compact writes a segment anew, without what nobody needs any more. It returns
-// the size of its row, 0 if there is none, and how much of it was written.
-func (j *Journal) compact(tx Tx, s *Segment) (after, wrote int, err error) {
-	s = s.Current()
-	old, err := tx.Segment(s.id)
-	if err != nil || old == nil {
-		return 0, 0, err
-	}
-	c := old.contents()
-	if c.torn != nil {
-		return old.Size, 0, nil // left alone
-	}
-	b := &j.rebuild
-	b.reset()
-	c.rewrite(b, func(id SessionID, seq uint64) bool { return j.state.Wants(s, id, seq) })
-	head := b.head(c.created)
-	size := len(head) + len(b.body)
-	if b.empty() || size >= old.Size {
-		return old.Size, 0, nil // about to be deleted; or not worth it
-	}
-	return size, size, tx.PutSegment(StoredSegment{ID: s.id, Head: head, Body: b.body})
-}
-
-// mergeSegments writes what is needed of several segments as one, and deletes
-// them. Where an earlier try of the group has done so, unknown to it, there is
-// nothing left to do.
-func (j *Journal) mergeSegments(tx Tx, m *merge) error {
-	done, err := tx.Segment(m.id)
-	if err != nil {
-		return err
-	}
-	if done != nil {
-		m.size = done.Size
-		return nil
-	}
-	b := &j.rebuild
-	b.reset()
-	m.size = 0
-	clear(m.sessions)
-	var created int64
-	var merged []*Segment
-	for _, s := range m.from {
-		row, err := tx.Segment(s.id)
-		if err != nil {
-			return err
-		}
-		if row == nil {
-			continue // nobody needs it any more
-		}
-		c := row.contents()
-		if c.torn != nil {
-			continue // left alone
-		}
-		for _, id := range c.rewrite(b, func(id SessionID, seq uint64) bool { return j.state.Wants(s, id, seq) }) {
-			m.sessions[id] = struct{}{}
-		}
-		created = max(created, c.created)
-		merged = append(merged, s)
-	}
-	if m.from = merged; b.empty() || len(merged) < 2 {
-		m.from = nil
-		return nil
-	}
-	head := b.head(created)
-	m.size = len(head) + len(b.body)
-	if err := tx.PutSegment(StoredSegment{ID: m.id, Head: head, Body: b.body}); err != nil {
-		return err
-	}
-	for _, s := range m.from {
-		if err := tx.DeleteSegment(s.id); err != nil {
-			return err
-		}
-	}
-	return nil
-}
-
-// merged tells that a merge is durable: whoever needs one of the segments has
-// the new one from now on.
-func (j *Journal) merged(m *merge) {
-	if len(m.from) == 0 {
-		return
-	}
-	to := &Segment{journal: j, id: m.id, stored: m.size}
-	to.mu.Lock() // until all claims are counted, or the first to be released could be the last
-	old := 0
-	for _, s := range m.from {
-		s.mu.Lock()
-		to.live += max(s.live, 0)
-		to.bytes += s.bytes
-		to.created = max(to.created, s.created)
-		if s.live > 0 {
-			old += s.stored
-			m.counted++
-		}
-		s.into = to
-		s.mu.Unlock()
-	}
-	to.watch()
-	live := to.live
-	to.mu.Unlock()
-	j.mu.Lock()
-	j.stats.Segments -= int64(m.counted)
-	j.stats.SegmentBytes -= int64(old)
-	j.mu.Unlock()
-	j.added(to, m.size)
-	if live == 0 {
-		j.drop(to)
-	}
-	for id := range m.sessions {
-		j.state.Merged(id)
-	}
 }
 
 // tell calls everybody who waited for the group, in the order of the

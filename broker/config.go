@@ -63,7 +63,7 @@ func DefaultConfig() Config {
 		Window:           256,
 		MaxQueueMessages: 10000000,
 		MaxQueueBytes:    256 << 20,
-		MaxQueueMemory:   8 << 20,
+		MaxQueueMemory:   32 << 20,
 		MaxStore:         1 << 30,
 		QueueOverflow:    overflowDropOldest,
 		MaxOutput:        1 << 20,

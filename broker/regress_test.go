@@ -438,7 +438,15 @@ func TestGhostTakesNothingOver(t *testing.T) {
 	s.b.hashing <- struct{}{} // many others wait too
 	ghost := s.dial()
 	ghost.send(connectPacket(o))
-	eventually(t, "it waits", func() bool { return s.b.Stats().Connects == 1 })
+	eventually(t, "it waits", func() bool { // for its turn, and not yet for the database
+		stacks := make([]byte, 1<<20)
+		for _, g := range strings.Split(string(stacks[:runtime.Stack(stacks, true)]), "\n\n") {
+			if state, _, _ := strings.Cut(g, "\n"); strings.Contains(state, "[select") && strings.Contains(g, "(*Broker).authenticate") && !strings.Contains(g, "database/sql") {
+				return true
+			}
+		}
+		return false
+	})
 	ghost.c.Close() // the client has lost patience
 	s.b.logins.add(hash, []byte("right"))
 	c, _ := s.connect(o)

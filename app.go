@@ -141,7 +141,7 @@ func (a *App) startStorage(ctx context.Context) error {
 		return dataHint(err, a.cfg.Storage.Dir)
 	}
 	a.db = db
-	a.parts.add("storage", db.Watch, db.Close)
+	a.parts.add("storage", nil, db.Close)
 	return nil
 }
 
@@ -171,6 +171,7 @@ func (a *App) startBroker() error {
 		return addressHint(err, choose)
 	}
 	a.broker = b
+	a.parts.add("storage check", a.db.Watch, nil) // not before the broker has loaded it, which may salvage
 	a.serving = a.parts.add("broker", b.Run, nil)
 	return nil
 }

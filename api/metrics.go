@@ -44,7 +44,7 @@ var families = []family{
 	{"penstock_ready", "gauge", "1 if the broker serves.",
 		gauge(func(s snapshot) int64 { return oneIf(s.Ready) })},
 	{"penstock_degraded", "gauge", "1 if something needs attention.",
-		gauge(func(s snapshot) int64 { return oneIf(s.Degraded) })},
+		gauge(func(s snapshot) int64 { return oneIf(s.Degraded || s.wear != nil && s.wear.Warning != "") })},
 
 	{"penstock_connections", "gauge", "Connected MQTT clients.",
 		gauge(func(s snapshot) int64 { return s.Connections })},

@@ -131,17 +131,15 @@ func (b *Broker) Run(ctx context.Context) error {
 	journalCtx, stopJournal := context.WithCancel(context.Background())
 	defer stopJournal()
 	var parts sync.WaitGroup
-	damaged := make(chan error, 2)
 	parts.Go(func() {
 		if err := b.journal.Run(journalCtx); err != nil {
-			damaged <- err
+			select {
+			case b.plane.broken <- err:
+			default: // it is known
+			}
 		}
 	})
-	parts.Go(func() {
-		if err := b.plane.load(journalCtx); err != nil {
-			damaged <- err
-		}
-	})
+	parts.Go(func() { b.plane.load(journalCtx) })
 	parts.Go(func() { b.db.Space().Watch(journalCtx) })
 	salvageCtx, stopSalvage := context.WithCancel(ctx)
 	defer stopSalvage()
@@ -158,7 +156,7 @@ func (b *Broker) Run(ctx context.Context) error {
 	for ctx.Err() == nil && broken == nil {
 		select {
 		case <-ctx.Done():
-		case broken = <-damaged:
+		case broken = <-b.plane.broken:
 		case now := <-tick.C:
 			b.sweep(now)
 		}

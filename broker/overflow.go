@@ -82,7 +82,7 @@ func (s *session) raise(level int) {
 		s.lost = 0
 	}
 	p.log.Warn(what, "client", s.clientID, "percent", alarmLevels[level-1], "queued", s.live, "queued_bytes", s.bytes,
-		"max_queue_messages", p.cfg.MaxQueueMessages, "max_bytes", s.bound(), "policy", p.cfg.QueueOverflow)
+		"max_queue_messages", p.cfg.MaxQueueMessages, "max_queue_bytes", s.bound(), "policy", p.cfg.QueueOverflow)
 }
 
 // lower lowers the alarm when the queue is a tenth of its bound below a level.
@@ -114,14 +114,22 @@ func (s *session) drop(cause, n int) {
 	s.dropped[dropCauses[cause]] += uint64(n)
 }
 
-// dropsNewest reports whether a new message for the session is to be dropped. s.mu
-// is held.
+// dropsNewest reports whether a new message for the session is dropped, and counts
+// it then. s.mu is held.
 func (s *session) dropsNewest(size int) bool {
 	p := s.plane
-	if p.cfg.QueueOverflow != overflowDropNewest {
+	switch {
+	case p.cfg.QueueOverflow != overflowDropNewest:
+		return false
+	case s.full(size):
+		s.raise(len(alarmLevels))
+		s.drop(dropQueueFull, 1)
+	case p.storeFull.Load() && s.piles():
+		s.drop(dropStoreFull, 1)
+	default:
 		return false
 	}
-	return s.full(size) || p.storeFull.Load() && s.piles()
+	return true
 }
 
 // tooOld ends what has waited for longer than max_queue_age, at most a few
@@ -164,7 +172,11 @@ func (p *plane) watchStore() {
 	level := levelOf(used, bound)
 	switch before := int(p.storeAlarm.Load()); {
 	case level > before:
-		p.log.Warn("store of all queues is filling up", "percent", alarmLevels[level-1], "bytes", used, "max_store", bound, "policy", p.cfg.QueueOverflow)
+		what := "store of all queues is filling up"
+		if level == len(alarmLevels) {
+			what = "store of all queues is full, messages are dropped or refused"
+		}
+		p.log.Warn(what, "percent", alarmLevels[level-1], "bytes", used, "max_store", bound, "policy", p.cfg.QueueOverflow)
 		p.storeAlarm.Store(int32(level))
 	case level < before && levelOf(used+bound/10, bound) < before:
 		p.log.Info("store of all queues has room again", "bytes", used, "max_store", bound)
@@ -216,7 +228,6 @@ func (p *plane) trimStore(most int64) {
 			over -= each * int64(n)
 			s.drop(dropStoreFull, n)
 		}
-		s.raise(len(alarmLevels))
 		s.mu.Unlock()
 	}
 }
@@ -299,7 +310,10 @@ func (p *plane) refuse(from *session, acks *ackQueue, m *storage.Message, id uin
 	}
 	p.limit(limit)
 	if from.version < 5 {
-		return &wireError{reasonQuota, "message could not be stored"}
+		if limit == limitDisk {
+			return &wireError{reasonQuota, "message could not be stored: the disk is nearly full"}
+		}
+		return &wireError{reasonQuota, "message could not be stored: a queue is full (broker.queue_overflow is reject)"}
 	}
 	acks.send(typePuback+m.QoS-1, id, reasonQuota, b)
 	return nil

@@ -15,11 +15,12 @@ import (
 // and the journal that makes them last. It knows neither sockets nor mochi;
 // connections reach it through their session and it reaches them as link.
 //
-// Locks are taken in this order: a client identifier's (lockID), the journal's
-// for commits and for pruning, plane.mu, sessMu, a share group's, a session's,
-// the journal's for its queue, an inbound identifier's, an acknowledgement
-// queue's, a connection's output. No session's lock is taken while another's
-// is held.
+// Locks are taken in this order: a client identifier's (lockID), readMu, the
+// journal's for commits and for pruning, plane.mu, sessMu, a share group's, a
+// session's, the journal's for its queue, a segment's, an inbound identifier's,
+// an acknowledgement queue's, a connection's output. No session's lock is taken
+// while another's is held. The clock's, and those of loads and failures, are held
+// for a moment, with no other taken.
 type plane struct {
 	cfg     *Config
 	log     *slog.Logger
@@ -59,10 +60,13 @@ type plane struct {
 	readMu     sync.Mutex             // held while a segment is read
 	read       []readSegment          // segments that were read last
 	readError  atomic.Pointer[string] // why queues cannot be read; nil: they can
-	storeFull  atomic.Bool            // all queues together take what they may, or more
-	storeAlarm atomic.Int32           // level of alarmLevels that they have reached
-	background func(func())           // runs what may have to wait for the disk
-	adoptions  map[string]*adoption   // of sessions that have ended, by client identifier; guarded by sessMu
+	failMu     sync.Mutex
+	failing    map[string]struct{}  // clients whose queues cannot be read
+	broken     chan error           // gets an error that wraps storage.ErrDamaged; capacity 1
+	storeFull  atomic.Bool          // all queues together take what they may, or more
+	storeAlarm atomic.Int32         // level of alarmLevels that they have reached
+	background func(func())         // runs what may have to wait for the disk
+	adoptions  map[string]*adoption // of sessions that have ended, by client identifier; guarded by sessMu
 	pause      func(time.Duration)
 
 	journalBatch batch      // of the journal's goroutine
@@ -96,6 +100,8 @@ func newPlane(cfg *Config, journal *storage.Journal, log *slog.Logger) *plane {
 		adoptions: make(map[string]*adoption),
 		memory:    defaultMemory,
 		loads:     loads{wake: make(chan struct{}, 1)},
+		failing:   make(map[string]struct{}),
+		broken:    make(chan error, 1),
 		pause:     time.Sleep,
 	}
 	p.background = func(f func()) { go f() }
@@ -269,6 +275,7 @@ func (s *session) restored(done storage.Progress) {
 		s.nextSeq = max(s.nextSeq, s.spill.runs[n-1].end())
 	}
 	s.nextSeq = max(s.nextSeq, s.triedBelow)
+	s.restartSeq = s.nextSeq
 	if fault(faultSeqReuse) {
 		s.reserved, s.ceiling = s.nextSeq+p.block, s.nextSeq+p.block
 	}
@@ -291,22 +298,30 @@ type opening struct {
 // the session of a client identifier, and returns the unlock.
 func (p *plane) lockID(id string) func() {
 	for {
-		p.sessMu.Lock()
-		busy := p.busyIDs[id]
-		if busy == nil {
-			done := make(chan struct{})
-			p.busyIDs[id] = done
-			p.sessMu.Unlock()
-			return func() {
-				p.sessMu.Lock()
-				delete(p.busyIDs, id)
-				p.sessMu.Unlock()
-				close(done)
-			}
+		unlock, busy := p.tryLockID(id)
+		if unlock != nil {
+			return unlock
 		}
-		p.sessMu.Unlock()
 		<-busy
 	}
+}
+
+// tryLockID is lockID for who cannot wait. It returns nil if another connection is
+// at it, and a channel that is closed when that is over.
+func (p *plane) tryLockID(id string) (unlock func(), busy <-chan struct{}) {
+	p.sessMu.Lock()
+	defer p.sessMu.Unlock()
+	if busy := p.busyIDs[id]; busy != nil {
+		return nil, busy
+	}
+	done := make(chan struct{})
+	p.busyIDs[id] = done
+	return func() {
+		p.sessMu.Lock()
+		delete(p.busyIDs, id)
+		p.sessMu.Unlock()
+		close(done)
+	}, nil
 }
 
 // takeOverWait bounds how long a successor waits for the connection that it
@@ -600,16 +615,20 @@ func (p *plane) sweep(now time.Time, b *batch) {
 	p.sessMu.Unlock()
 	p.watchStore()
 	for id, w := range due {
-		b.flush() // who is in the middle of a takeover is waited for; others' output is not to wait too
-		unlock := p.lockID(id)
+		unlock, _ := p.tryLockID(id)
+		if unlock == nil {
+			continue // in a second: it may have to wait for the disk
+		}
 		if !p.connected(id) {
 			p.fireWill(id, w, b)
 		}
 		unlock()
 	}
 	for _, s := range expired {
-		b.flush()
-		unlock := p.lockID(s.clientID)
+		unlock, _ := p.tryLockID(s.clientID)
+		if unlock == nil {
+			continue
+		}
 		s.mu.Lock()
 		still := s.expired(at) && !s.ended // the client may have been here meanwhile
 		s.mu.Unlock()

@@ -104,6 +104,8 @@ type receipt struct {
 	id   uint16
 	t    *ticket
 	pub  *storage.Publication
+
+	promised bool // it was taken over before: whoever gets it now must not drop it for being new
 }
 
 func (r *receipt) ticket() *ticket {
@@ -190,7 +192,11 @@ const worthHolding = 1 << 10
 // publish routes a message that no client sent. m is owned by the plane from
 // here on. done, where set, is called when the message is safe.
 func (p *plane) publish(from *session, m *storage.Message, b *batch, done func()) {
-	r := receipt{}
+	p.publishAs(receipt{}, from, m, b, done)
+}
+
+// publishAs is publish with a receipt begun.
+func (p *plane) publishAs(r receipt, from *session, m *storage.Message, b *batch, done func()) {
 	if done != nil {
 		r.acks = &ackQueue{}
 		t := r.ticket()
@@ -280,9 +286,7 @@ func (p *plane) deliver(d *route, m *storage.Message, kept bool, b *batch, r *re
 		}
 		return m, kept, true
 	}
-	if s.dropsNewest(m.Size()) {
-		s.raise(len(alarmLevels))
-		s.drop(dropQueueFull, 1)
+	if !r.promised && s.dropsNewest(m.Size()) {
 		return m, kept, true
 	}
 	if !kept {

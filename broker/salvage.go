@@ -96,9 +96,7 @@ func (p *plane) giveClaim(m *storage.Message, c storage.SalvagedClaim, r *receip
 		p.drop(dropSessionEnded)
 		return
 	}
-	p.mu.RLock()
 	share := p.shareKey(c.Share)
-	p.mu.RUnlock()
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if s.ended {

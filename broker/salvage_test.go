@@ -195,3 +195,32 @@ func TestBrokerEndsWithDamage(t *testing.T) {
 		t.Error("goes on")
 	}
 }
+
+// What came by a share group is given again while somebody changes subscriptions:
+// the two wait for the same lock.
+func TestGiveAgainBesideSubscribers(t *testing.T) {
+	r := newRig(t)
+	c := r.connect("c", 10)
+	over := make(chan struct{})
+	go func() {
+		defer close(over)
+		for range 20000 {
+			r.p.mu.Lock()
+			r.p.gen.Add(1)
+			r.p.mu.Unlock()
+		}
+	}()
+	var b batch
+	for n := 0; ; n++ {
+		rc := receipt{acks: &ackQueue{}}
+		rc.ticket()
+		r.p.giveClaim(&storage.Message{Topic: "t", QoS: 1}, storage.SalvagedClaim{
+			ClientID: "c", ClaimRecord: storage.ClaimRecord{Session: c.s.id, Seq: uint64(n), QoS: 1, Share: "$share/g/t"},
+		}, &rc, &b)
+		select {
+		case <-over:
+			return
+		default:
+		}
+	}
+}

@@ -121,6 +121,7 @@ type session struct {
 	// After a restart: what may have been sent before it.
 	triedBelow uint64
 	triedLeft  int
+	restartSeq uint64 // what was before it is below
 
 	inbound map[uint16]*inbound
 	subs    map[string]*subscription // by filter; guarded by plane.mu
@@ -154,10 +155,12 @@ type owner interface {
 
 func (s *session) packetID(seq uint64) uint16 { return uint16(1 + seq%s.plane.ids) }
 
-// enqueue appends a delivery, where the queue is full in place of the oldest.
+// enqueue appends a delivery, where the queue is full and the policy says so in
+// place of the oldest. By the other policies what has no room does not get here,
+// but for what was promised before, and what came with others at the bound.
 // s.mu is held.
 func (s *session) enqueue(m *storage.Message, qos byte, retain bool, ids []uint32, b *batch) *entry {
-	if s.full(m.Size()) {
+	if s.full(m.Size()) && s.plane.cfg.QueueOverflow == overflowDropOldest {
 		s.dropOldest(m.Size(), b)
 	}
 	e := &entry{s: s, msg: m, size: m.Size(), seq: s.nextSeq, qos: qos, retain: retain, ids: ids}
@@ -705,10 +708,10 @@ func (s *session) end(b *batch) (orphans []orphan) {
 		s.plane.queueMessages.Add(-int64(r.count))
 		s.plane.queueBytes.Add(-r.bytes)
 		s.took(r.count, r.bytes)
-		tried := max(s.triedBelow, r.first+uint64(max(s.triedLeft, 0)))
+		tried := min(max(s.triedBelow, r.first+uint64(max(s.triedLeft, 0))), s.restartSeq)
 		s.triedLeft -= r.count
 		if r.share {
-			orphans = append(orphans, orphan{seq: r.first, run: r, tried: tried})
+			orphans = append(orphans, orphan{seq: r.first, client: s.clientID, run: r, tried: tried})
 		} else {
 			s.plane.dropMany(dropSessionEnded, r.count)
 			r.seg.Release(r.count, int(r.bytes))

@@ -1,6 +1,7 @@
 package broker
 
 import (
+	"cmp"
 	"slices"
 	"sync"
 
@@ -36,35 +37,50 @@ func (g *shareGroup) remove(sub *subscription) (empty bool) {
 	return len(g.members) == 0
 }
 
-// pick returns the member whose turn it is: connected ones in turn, and where
-// none is connected, one whose session keeps the message.
-func (g *shareGroup) pick(p *plane, topic string) *subscription {
+// pick returns the member whose turn it is to get a message: connected ones in
+// turn, and where none is connected, one whose session keeps the message. One that
+// has no room for it has its turn only if nobody else has any.
+func (g *shareGroup) pick(p *plane, m *storage.Message) *subscription {
 	g.mu.Lock()
 	defer g.mu.Unlock()
-	var away *subscription
+	piles := p.space.Low() || p.storeFull.Load() // then what would stay in the store has no room
+	var choice [4]*subscription                  // connected, away, and the same without room
 	for range g.members {
 		g.turn = (g.turn + 1) % len(g.members)
 		sub := g.members[g.turn]
-		sub.session.mu.Lock()
-		online, lasts, who := sub.session.link != nil, sub.session.id != 0, sub.session.who
-		sub.session.mu.Unlock()
-		if acl := p.acl.Load(); acl.receive && !acl.allows(who, actionReceive, topic) {
+		s := sub.session
+		s.mu.Lock()
+		online, lasts, who := s.link != nil, s.id != 0, s.who
+		full := m.QoS > 0 && (s.full(m.Size()) || piles && s.piles())
+		s.mu.Unlock()
+		if acl := p.acl.Load(); acl.receive && !acl.allows(who, actionReceive, m.Topic) {
 			continue
 		}
-		if online {
+		i := 0
+		switch {
+		case online && !full:
 			return sub
+		case online:
+			i = 2
+		case !lasts:
+			continue
+		case full:
+			i = 3
+		default:
+			i = 1
 		}
-		if lasts && away == nil {
-			away = sub
+		if choice[i] == nil {
+			choice[i] = sub
 		}
 	}
-	return away
+	return cmp.Or(choice[1], choice[2], choice[3])
 }
 
 // orphan is a delivery that came by a shared subscription to a session that
 // has ended, and that another member of the group shall have.
 type orphan struct {
 	seq    uint64 // what it was there
+	client string // whose it was, with run
 	run    run    // the whole of it, where only the disk has it; then what follows but one is empty
 	tried  uint64 // what of run is below it may have been sent before a restart
 	msg    *storage.Message
@@ -78,7 +94,7 @@ type orphan struct {
 // whether there was one.
 func (p *plane) deliverShared(g *shareGroup, m *storage.Message, kept bool, b *batch, r *receipt) (*storage.Message, bool, bool) {
 	for {
-		sub := g.pick(p, m.Topic)
+		sub := g.pick(p, m)
 		if sub == nil {
 			return m, kept, false
 		}
@@ -97,7 +113,7 @@ func (p *plane) deliverShared(g *shareGroup, m *storage.Message, kept bool, b *b
 // adopt gives a message of a session that has ended to another member of its
 // share group.
 func (p *plane) adopt(o orphan, b *batch) {
-	r := receipt{t: o.ticket}
+	r := receipt{t: o.ticket, promised: true}
 	if fault(faultOrphanEarly) && o.seg != nil {
 		o.seg.Release(1, o.msg.Size())
 		o.seg = nil
@@ -124,7 +140,7 @@ func (p *plane) adopt(o orphan, b *batch) {
 		}
 	}
 	if r.pub != nil {
-		// A deletion may overtake what waits for a commit, see Journal.take.
+		// A deletion may overtake what waits for a commit, see Journal.takeDrops.
 		if r.pub.Done = storage.WaiterFunc(done); fault(faultDropOvertakes) {
 			r.pub.Done = nil
 			done()

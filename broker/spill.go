@@ -268,6 +268,7 @@ func (s *session) giveUp(n int) {
 	s.stale.dropped, s.stale.upTo = min(s.stale.dropped, r.first), max(s.stale.upTo, r.first+uint64(n)-1)
 	s.stale.finished = min(s.stale.finished, r.first)
 	s.took(n, size)
+	s.triedLeft -= n
 	s.live -= n
 	s.bytes -= size
 	s.plane.queueMessages.Add(-int64(n))
@@ -345,49 +346,61 @@ const adoptWait = 10 * time.Millisecond
 // readRetry is how long after a failed read the disk is asked again.
 const readRetry = 250 * time.Millisecond
 
-// load reads what sessions ask for, until ctx ends. It returns an error that wraps
-// storage.ErrDamaged when the database is damaged where it reads.
-func (p *plane) load(ctx context.Context) error {
+// load reads what sessions ask for, until ctx ends or the database is damaged where
+// it reads.
+func (p *plane) load(ctx context.Context) {
 	var b batch
 	for {
 		s := p.loads.pop()
 		if s == nil {
 			select {
 			case <-ctx.Done():
-				return nil
+				return
 			case <-p.loads.wake:
 			}
 			continue
 		}
 		err := p.loadSome(s, &b)
 		b.flush()
-		p.readFails(err)
-		if errors.Is(err, storage.ErrDamaged) {
-			return err
+		if p.readFails(s.clientID, err) {
+			return
 		}
 		if err != nil {
 			p.loads.push(s)
 			select {
 			case <-ctx.Done():
-				return nil
+				return
 			case <-time.After(readRetry):
 			}
 		}
 	}
 }
 
-// readFails notes whether queues can be read.
-func (p *plane) readFails(err error) {
+// readFails notes whether the queue of a client can be read. It reports whether the
+// database is damaged, of which Run is told.
+func (p *plane) readFails(clientID string, err error) (damaged bool) {
+	p.failMu.Lock()
+	defer p.failMu.Unlock()
+	before := len(p.failing)
 	if err == nil {
-		if p.readError.Swap(nil) != nil {
+		if delete(p.failing, clientID); before > 0 && len(p.failing) == 0 {
+			p.readError.Store(nil)
 			p.log.Info("queues can be read again")
 		}
-		return
+		return false
 	}
 	why := err.Error()
-	if p.readError.Swap(&why) == nil {
-		p.log.Error("queues cannot be read, deliveries wait", "err", err)
+	p.readError.Store(&why)
+	if p.failing[clientID] = struct{}{}; before == 0 {
+		p.log.Error("queues cannot be read, deliveries wait", "err", err, "client", clientID)
 	}
+	if damaged = errors.Is(err, storage.ErrDamaged); damaged {
+		select {
+		case p.broken <- err:
+		default: // it knows already
+		}
+	}
+	return damaged
 }
 
 // loadSome reads the next deliveries of a session. After an error it is to be
@@ -505,6 +518,9 @@ func (s *session) loaded(l *part) {
 // tried reports whether the next delivery that is read may have been sent before
 // the last restart. s.mu is held.
 func (s *session) tried(seq uint64) bool {
+	if seq >= s.restartSeq {
+		return false
+	}
 	s.triedLeft--
 	return seq < s.triedBelow || s.triedLeft >= 0
 }
@@ -683,12 +699,13 @@ func (p *plane) adoptRun(id storage.SessionID, o orphan, b *batch) bool {
 	r := o.run
 	c, err := p.contents(r.seg)
 	for err != nil {
-		if p.readFails(err); p.stopping.Load() {
+		if p.readFails(o.client, err) || p.stopping.Load() {
 			return false
 		}
 		p.pause(readRetry)
 		c, err = p.contents(r.seg)
 	}
+	p.readFails(o.client, nil)
 	left, size := r.count, r.bytes
 	var unsafe atomic.Int64 // deliveries that are in memory only
 	c.Deliveries(id, r.first, r.end(), func(d storage.ClaimRecord, m *storage.Message) bool {

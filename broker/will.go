@@ -75,7 +75,7 @@ func (p *plane) fireWill(clientID string, w *will, b *batch) {
 			p.limit(limitRetained)
 			m.Retain = false // published, but not kept
 		}
-		p.publish(p.session(clientID), &m, b, nil)
+		p.publishAs(receipt{promised: true}, p.session(clientID), &m, b, nil)
 		if m.Retain {
 			p.journal.HurryRetained(m.Topic)
 		}

@@ -98,7 +98,7 @@ func (db *DB) suspect(err error) error {
 	}
 	// To SQLite also a page that the disk does not give (EIO) is malformed. Where it
 	// gives little of the file it is the disk, which may be back at the next try.
-	if sqliteCode(err) == sqlite3.SQLITE_CORRUPT && !readable(db.path) {
+	if sqliteCode(err) == sqlite3.SQLITE_CORRUPT && !db.readable() {
 		return err
 	}
 	return db.found(err)

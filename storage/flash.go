@@ -374,6 +374,16 @@ func (m *flashMeter) header() (h walHeader, ok bool) {
 	return m.index.header()
 }
 
+// databaseFile returns the database as it is open for this; nil if it is not.
+func (m *flashMeter) databaseFile() *os.File {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	if m.index == nil {
+		return nil
+	}
+	return m.index.database
+}
+
 // syncDatabase has the kernel write what it has of the database file.
 func (m *flashMeter) syncDatabase() error {
 	m.mu.Lock()

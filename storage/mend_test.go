@@ -658,7 +658,7 @@ func TestHealthyIsLeftAlone(t *testing.T) {
 
 func TestSummary(t *testing.T) {
 	r := SalvageReport{Time: time.Unix(0, 0).UTC(), Running: true, Tables: []SalvagedRows{{Table: "a", Lost: 2}, {Table: "b", Lost: 1, Unknown: true}}}
-	want := "salvage: the database was damaged and was salvaged at 1970-01-01T00:00:00Z, 3 rows are known to be lost and perhaps others; queues are still being read"
+	want := "salvage: the database was damaged and was salvaged at 1970-01-01T00:00:00Z, 3 rows and 0 messages of queues are known to be lost and perhaps others; queues are still being read"
 	if got := fmt.Sprint(r.Summary()); got != want {
 		t.Errorf("got  %s\nwant %s", got, want)
 	}

@@ -59,6 +59,9 @@ type SalvageReport struct {
 	Running bool `json:"running"`
 	// Given counts messages that were put into queues after service had begun.
 	Given int `json:"given"`
+	// LostMessages counts deliveries of queues whose message is known to be lost,
+	// in segments of which the rest was kept.
+	LostMessages int `json:"lost_messages"`
 	// Unclaimed counts deliveries of sessions that are not there. Where the
 	// sessions could be read in full these had ended before.
 	Unclaimed int `json:"unclaimed"`
@@ -71,7 +74,7 @@ func (r *SalvageReport) Summary() string {
 		lost += t.Lost
 		unknown = unknown || t.Unknown
 	}
-	s := fmt.Sprintf("salvage: the database was damaged and was salvaged at %s, %d rows are known to be lost", r.Time.Format(time.RFC3339), lost)
+	s := fmt.Sprintf("salvage: the database was damaged and was salvaged at %s, %d rows and %d messages of queues are known to be lost", r.Time.Format(time.RFC3339), lost, r.LostMessages)
 	if unknown {
 		s += " and perhaps others"
 	}
@@ -188,6 +191,9 @@ func (db *DB) mendOpen(ctx context.Context, why error) error {
 	if err := db.salvage(ctx, steps, why.Error()); err != nil {
 		return err
 	}
+	db.damage.mu.Lock()
+	db.damage.why = ""
+	db.damage.mu.Unlock()
 	return db.open(ctx, steps)
 }
 
@@ -887,6 +893,7 @@ func (b *builder) smallTables(deadline time.Time) error {
 		indexOf(tables, "token"):        `DELETE FROM token WHERE operator NOT IN (SELECT name FROM operator)`,
 		indexOf(tables, "subscription"): `DELETE FROM subscription WHERE session_id NOT IN (SELECT id FROM session)`,
 		indexOf(tables, "inbound"):      `DELETE FROM inbound WHERE session_id NOT IN (SELECT id FROM session)`,
+		indexOf(tables, "time_off"):     `DELETE FROM time_off WHERE NOT EXISTS (SELECT 1 FROM clock)`, // stamps begin anew
 	} {
 		if err := b.begin(); err != nil {
 			return err
@@ -1002,10 +1009,16 @@ func (b *builder) mended(row StoredSegment) StoredSegment {
 	c := row.contents()
 	if c.torn != nil {
 		var whole segmentBuilder
+		for _, p := range c.pieces {
+			b.report.LostMessages += p.count
+		}
 		c.rewrite(&whole, func(SessionID, uint64) bool { return true })
 		row.Head, row.Body = whole.head(c.created), whole.body
 		row.Size = len(row.Head) + len(row.Body)
 		c = row.contents()
+		for _, p := range c.pieces {
+			b.report.LostMessages -= p.count
+		}
 	}
 	for _, p := range c.pieces {
 		b.highest[p.session] = max(b.highest[p.session], p.first+uint64(p.count)-1)

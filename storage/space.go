@@ -41,6 +41,7 @@ type Space struct {
 	low    atomic.Bool
 	free   atomic.Int64
 	wanted atomic.Int64
+	room   atomic.Int64 // what is compared with it: with what is free inside the database, without what its log will take
 }
 
 // SpaceStats is what the last look found.
@@ -107,9 +108,9 @@ func (s *Space) look() {
 		return
 	}
 	if low {
-		s.log.Warn("disk is nearly full, what would have to be stored is refused", "free", s.free.Load(), "reserve", s.wanted.Load())
+		s.log.Warn("disk is nearly full, what would have to be stored is refused", "room", s.room.Load(), "free", s.free.Load(), "reserve", s.wanted.Load())
 	} else {
-		s.log.Info("disk has room again", "free", s.free.Load(), "reserve", s.wanted.Load())
+		s.log.Info("disk has room again", "room", s.room.Load(), "free", s.free.Load(), "reserve", s.wanted.Load())
 	}
 }
 
@@ -122,6 +123,7 @@ func (s *Space) measure() (low bool, err error) {
 	reserve := min(s.reserve, size/reserveShare)
 	s.free.Store(free)
 	s.wanted.Store(reserve)
+	s.room.Store(free)
 	if free >= 4*reserve {
 		return false, nil
 	}
@@ -136,6 +138,7 @@ func (s *Space) measure() (low bool, err error) {
 	if s.low.Load() {
 		wanted += reserve / 4
 	}
+	s.room.Store(free + unused - growth)
 	return free+unused-growth < wanted || free < wanted/logShare, nil
 }
 

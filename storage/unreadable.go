@@ -43,7 +43,7 @@ func (db *DB) suspectSegment(id int64, err error) error {
 	case !failed:
 		u.since[id] = time.Now()
 	case time.Since(since) < stubborn:
-	case !readable(db.path):
+	case !db.readable():
 		u.since[id] = time.Now() // it is all of the disk
 	default:
 		ctx, cancel := context.WithTimeout(context.Background(), time.Second)
@@ -76,19 +76,36 @@ func awaitReadable(ctx context.Context, path string) error {
 }
 
 // readable reports whether the disk gives most of the database at path, and of its
-// log.
+// log. No connection to it may be open: see walIndex.
 func readable(path string) bool { return mostOf(path) && mostOf(path+"-wal") }
 
-// mostOf reports whether the disk gives most of a file, or there is none: of 32
-// places in it all but a few.
+// readable is that for a database that is open.
+func (db *DB) readable() bool {
+	if f := db.flash.databaseFile(); f != nil {
+		return mostOfFile(f) && mostOf(db.path+"-wal")
+	}
+	return readable(db.path)
+}
+
+// mostOf reports whether the disk gives most of a file, or there is none.
 func mostOf(path string) bool {
 	f, err := os.Open(path)
 	if err != nil {
 		return errors.Is(err, fs.ErrNotExist)
 	}
 	defer f.Close()
+	return mostOfFile(f)
+}
+
+// mostOfFile is that for an open file: of 32 places in it the disk gives all but a
+// few.
+func mostOfFile(f *os.File) bool {
+	info, err := f.Stat()
+	if err != nil {
+		return false
+	}
 	const places = 32
-	failed, size := 0, fileSize(path)
+	failed, size := 0, info.Size()
 	var buf [usualPage]byte
 	for i := range int64(places) {
 		if _, err := f.ReadAt(buf[:], size/places*i); err != nil && !errors.Is(err, io.EOF) {

@@ -176,8 +176,8 @@ func (s *session) enqueue(m *storage.Message, qos byte, retain bool, ids []uint3
 	if s.id != 0 {
 		s.reserve()
 	}
-	if level := s.fill(); level > s.alarm {
-		s.raise(min(level, len(alarmLevels)-1))
+	if 2*s.takes() >= s.bound() || 2*s.live >= s.plane.cfg.MaxQueueMessages { // else there is nothing to alarm of, and to divide for
+		s.raise(min(s.fill(), len(alarmLevels)-1))
 	}
 	return e
 }

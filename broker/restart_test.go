@@ -13,7 +13,7 @@ import (
 // What comes after a restart was not sent before it: it has no DUP, and goes to
 // others of a share group when its session ends.
 func TestAfterRestartNothingIsTried(t *testing.T) {
-	r, pub, _ := sleeper(t)
+	r, _, _ := sleeper(t)
 	member, other := r.connect("member", 10), r.connect("other", 10)
 	member.subscribe(2, "$share/g/s")
 	r.commit()
@@ -21,7 +21,7 @@ func TestAfterRestartNothingIsTried(t *testing.T) {
 	r.p.leave(other.s, other, leaving{}, &r.b)
 	r.boot()
 	r.p.memory = memory{online: 8, away: 4, chunk: 4, bytes: 1 << 20, budget: 1 << 20}
-	pub = r.connect("pub", 10)
+	pub := r.connect("pub", 10)
 	publishMany(r, pub, 0, 100)
 	for i := range 100 {
 		pub.publish(storage.Message{Topic: "s", Payload: fmt.Appendf(nil, "s%d", i), QoS: 2}, uint16(2000+i))

@@ -746,7 +746,7 @@ func modelRuns(n int) int {
 	case err == nil:
 		return runs
 	case os.Getenv("PENSTOCK_SOAK") != "":
-		return 20 * n
+		return 40 * n
 	case testing.Short():
 		return n / 50
 	}
@@ -765,7 +765,7 @@ func TestModel(t *testing.T) {
 		return
 	}
 	start, cuts := time.Now(), 0
-	n := modelRuns(100000)
+	n := modelRuns(50000) // of these a race detector makes minutes
 	for seed := range uint64(n) {
 		failure, c := runModel(seed, nil)
 		cuts += c

@@ -9,7 +9,6 @@ import (
 	"path/filepath"
 	"regexp"
 	"slices"
-	"strconv"
 	"strings"
 	"testing"
 	"time"
@@ -109,23 +108,11 @@ func (b *diskBroker) take(addr string) (got []int64) {
 	defer c.conn.Close()
 	for {
 		_ = c.conn.SetReadDeadline(time.Now().Add(time.Second)) // a failure shows at the read
-		first, body, err := c.read()
+		n, err := b.next(c)
 		if err != nil {
 			return got
 		}
-		if first>>4 != mqttPublish {
-			continue
-		}
-		_, _, id, payload, ok := killParse(4, first, body)
-		n, err := strconv.ParseInt(strings.TrimRight(payload, "."), 10, 64)
-		if !ok || err != nil {
-			b.t.Fatalf("delivery %x % .40x, %v", first, body, err)
-		}
 		got = append(got, n)
-		c.putAck(mqttPuback, id)
-		if c.r.Buffered() == 0 {
-			_ = c.w.Flush() // a failure shows at the read
-		}
 	}
 }
 

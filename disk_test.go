@@ -259,16 +259,14 @@ func (b *diskBroker) sleeper() {
 	c.conn.Close()
 }
 
-// drain takes all that waits for the sleeper at addr, and returns the numbers.
-func (b *diskBroker) drain(addr string, want int64) (got []int64) {
+// next takes the next message that comes on a connection, acknowledges it, and
+// returns its number.
+func (b *diskBroker) next(c *killWire) (int64, error) {
 	b.t.Helper()
-	c := b.dial(addr, "sleeper", 4, false, 0)
-	defer c.conn.Close()
-	_ = c.conn.SetReadDeadline(time.Now().Add(killPatience)) // a failure shows at the read
-	for int64(len(got)) < want {
+	for {
 		first, body, err := c.read()
 		if err != nil {
-			b.t.Fatalf("after %d of %d messages: %v", len(got), want, err)
+			return 0, err
 		}
 		if first>>4 != mqttPublish {
 			continue
@@ -278,11 +276,26 @@ func (b *diskBroker) drain(addr string, want int64) (got []int64) {
 		if !ok || err != nil {
 			b.t.Fatalf("delivery %x % .40x, %v", first, body, err)
 		}
-		got = append(got, n)
 		c.putAck(mqttPuback, id)
 		if c.r.Buffered() == 0 {
 			_ = c.w.Flush() // a failure shows at the read
 		}
+		return n, nil
+	}
+}
+
+// drain takes all that waits for the sleeper at addr, and returns the numbers.
+func (b *diskBroker) drain(addr string, want int64) (got []int64) {
+	b.t.Helper()
+	c := b.dial(addr, "sleeper", 4, false, 0)
+	defer c.conn.Close()
+	_ = c.conn.SetReadDeadline(time.Now().Add(killPatience)) // a failure shows at the read
+	for int64(len(got)) < want {
+		n, err := b.next(c)
+		if err != nil {
+			b.t.Fatalf("after %d of %d messages: %v", len(got), want, err)
+		}
+		got = append(got, n)
 	}
 	_ = c.w.Flush()
 	// What it has acknowledged shall not come again: the broker has read it when

@@ -1,6 +1,7 @@
 package main
 
 import (
+	"cmp"
 	"context"
 	"fmt"
 	"io/fs"
@@ -154,7 +155,7 @@ func (a acknowledging) run(ctx context.Context, t target, l load) ([]phase, erro
 	}
 	if a.online {
 		if err := s.finish(g.ctx, pub.sent); err != nil {
-			return nil, fmt.Errorf("subscriber: %w", err)
+			return nil, cmp.Or(g.err(), fmt.Errorf("subscriber: %w", err))
 		}
 	}
 	ph, err := end(pub.sent, pub.sent)

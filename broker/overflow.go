@@ -273,6 +273,7 @@ func (p *plane) refuses(rt *routes, m *storage.Message) (limit int) {
 	for i := range rt.direct {
 		if d := &rt.direct[i]; d.qos > 0 {
 			if limit := d.s.refuses(m.Size(), pile, reject); limit != noLimit {
+				d.s.refused(m.Size())
 				return limit
 			}
 		}
@@ -294,10 +295,19 @@ func (s *session) refuses(size, pile int, reject bool) (limit int) {
 	case pile != noLimit && s.piles():
 		return pile
 	case reject && !s.ended && s.full(size):
-		s.raise(len(alarmLevels))
 		return limitQueues
 	}
 	return noLimit
+}
+
+// refused raises the alarm of a session for which a message of a size was refused,
+// if that was for its own bound and not for that of the store.
+func (s *session) refused(size int) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if !s.ended && s.full(size) {
+		s.raise(len(alarmLevels))
+	}
 }
 
 // refuse answers a PUBLISH of QoS 1 or 2 that is refused for a limit: an MQTT 5
@@ -357,6 +367,9 @@ func (g *shareGroup) refuses(size, pile int, reject bool) (limit int) {
 		if limit = sub.session.refuses(size, pile, reject); limit == noLimit {
 			return noLimit
 		}
+	}
+	for _, sub := range g.members {
+		sub.session.refused(size)
 	}
 	return limit
 }

@@ -483,7 +483,7 @@ func (e *entry) Stored(seg *storage.Segment) (needed bool) {
 	}
 	b := s.plane.told()
 	e.durable, e.seg = true, seg
-	if !s.spilling && s.overflows() {
+	if !s.spilling && s.holdsTooMuch() {
 		s.spilling = true
 		s.plane.spilling = append(s.plane.spilling, s)
 	}

@@ -143,9 +143,9 @@ func (p *plane) crowded() bool {
 	return p.queueBytes.Load()-p.spilledBytes.Load()+entryCost*(p.queueMessages.Load()-p.spilledMessages.Load()) > p.memory.budget
 }
 
-// overflows reports whether the session has more in memory than it should. s.mu
+// holdsTooMuch reports whether the session has more in memory than it should. s.mu
 // is held.
-func (s *session) overflows() bool {
+func (s *session) holdsTooMuch() bool {
 	n, m := s.queue.len()-s.next, &s.plane.memory
 	switch {
 	case s.spill.count > 0 && s.queue.len() > 0 && s.queue.at(s.queue.len()-1).seq > s.spill.first():
@@ -165,7 +165,7 @@ func (s *session) inMemory() int64 { return s.bytes - s.spill.bytes }
 // unload leaves to the disk what of the queue need not be in memory. s.mu is
 // held.
 func (s *session) unload() {
-	if s.id == 0 || !s.overflows() {
+	if s.id == 0 || !s.holdsTooMuch() {
 		return
 	}
 	m := &s.plane.memory

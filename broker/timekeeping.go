@@ -216,12 +216,7 @@ func (p *plane) putLeft(tx storage.Tx, id storage.SessionID) error {
 }
 
 func (p *plane) putWillDue(tx storage.Tx, clientID string) error {
-	p.sessMu.Lock()
-	w, due := p.wills[clientID], int64(0)
-	if w != nil {
-		due, w.kept = w.due, w.due
-	}
-	p.sessMu.Unlock()
+	w, due := p.willToKeep(clientID)
 	if w == nil {
 		return nil
 	}

@@ -28,17 +28,23 @@ func (p *plane) arm(clientID string, w *will) {
 	// commits fail would pile theirs up. One that is gone by then has its
 	// deletion later in the journal, behind its message.
 	p.journal.Change(func(tx storage.Tx) error {
-		p.sessMu.Lock()
-		w, due := p.wills[clientID], int64(0)
-		if w != nil {
-			due, w.kept = w.due, w.due
-		}
-		p.sessMu.Unlock()
+		w, due := p.willToKeep(clientID)
 		if w == nil {
 			return nil
 		}
 		return tx.PutWill(storage.Will{ClientID: clientID, Delay: w.delay, Due: due, Message: w.msg})
 	}, nil)
+}
+
+// willToKeep returns a client's will, nil if there is none, and when it is due, which
+// the caller stores now.
+func (p *plane) willToKeep(clientID string) (w *will, due int64) {
+	p.sessMu.Lock()
+	defer p.sessMu.Unlock()
+	if w = p.wills[clientID]; w != nil {
+		due, w.kept = w.due, w.due
+	}
+	return w, due
 }
 
 // disarm forgets a will that shall not be published. It reports whether it

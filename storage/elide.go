@@ -75,8 +75,9 @@ func (op operation) needed() (claims int, needed bool) {
 }
 
 // elide forgets the publications in what is pending that nobody needs any more, up
-// to the first that is needed, and counts the commit delay from that one on. So a commit is not made for those that came a moment before it was due,
-// and whose subscribers are about to acknowledge them.
+// to the first that is needed, and counts the commit delay from that one on. So a
+// commit is not made for those that came a moment before it was due, and whose
+// subscribers are about to acknowledge them.
 func (j *Journal) elide() {
 	j.pruneMu.Lock()
 	defer j.pruneMu.Unlock()

@@ -551,7 +551,8 @@ func (j *Journal) commit(all bool) error {
 	return nil
 }
 
-// take moves what is pending into the group. j.commitMu is held.
+// take moves what is pending into the group: all of it, or all but the
+// publications behind the last change. j.commitMu is held.
 func (j *Journal) take(all bool) {
 	g := &j.group
 	j.pruneMu.Lock()

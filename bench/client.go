@@ -1,6 +1,7 @@
 package main
 
 import (
+	"cmp"
 	"context"
 	"fmt"
 	"math"
@@ -474,7 +475,7 @@ func (s *subscriber) finish(ctx context.Context, n uint64) error {
 		}
 	}
 	if _, err := s.c.conn.Write(pingreqPacket); err != nil {
-		return err
+		return cmp.Or(context.Cause(ctx), err) // it was closed because of another's error, which counts
 	}
 	select {
 	case <-s.pong:

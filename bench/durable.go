@@ -1,7 +1,6 @@
 package main
 
 import (
-	"cmp"
 	"context"
 	"fmt"
 	"io/fs"
@@ -155,7 +154,7 @@ func (a acknowledging) run(ctx context.Context, t target, l load) ([]phase, erro
 	}
 	if a.online {
 		if err := s.finish(g.ctx, pub.sent); err != nil {
-			return nil, cmp.Or(g.err(), fmt.Errorf("subscriber: %w", err))
+			return nil, fmt.Errorf("subscriber: %w", err)
 		}
 	}
 	ph, err := end(pub.sent, pub.sent)

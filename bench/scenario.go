@@ -479,8 +479,7 @@ func (w workload) run(ctx context.Context, t target, l load) ([]phase, error) {
 			n += s.due(pub.sent)
 		}
 		if err := s.finish(g.ctx, n); err != nil {
-			// Of one that was closed because of another, that one's error counts.
-			return nil, cmp.Or(g.err(), fmt.Errorf("subscriber %d: %w", i, err))
+			return nil, fmt.Errorf("subscriber %d: %w", i, err)
 		}
 		deliveries += n
 	}

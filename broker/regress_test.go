@@ -423,6 +423,21 @@ func TestLargestOutput(t *testing.T) {
 	}
 }
 
+// awaitLogin returns when a login waits for its turn to hash, and no longer for
+// the database.
+func awaitLogin(t *testing.T) {
+	t.Helper()
+	eventually(t, "it waits", func() bool {
+		stacks := make([]byte, 1<<20)
+		for _, g := range strings.Split(string(stacks[:runtime.Stack(stacks, true)]), "\n\n") {
+			if state, _, _ := strings.Cut(g, "\n"); strings.Contains(state, "[select") && strings.Contains(g, "(*Broker).authenticate") && !strings.Contains(g, "database/sql") {
+				return true
+			}
+		}
+		return false
+	})
+}
+
 // A connection that was given up while it waited for its password to be checked
 // does not take the session from the one that the client has made since.
 func TestGhostTakesNothingOver(t *testing.T) {
@@ -438,15 +453,7 @@ func TestGhostTakesNothingOver(t *testing.T) {
 	s.b.hashing <- struct{}{} // many others wait too
 	ghost := s.dial()
 	ghost.send(connectPacket(o))
-	eventually(t, "it waits", func() bool { // for its turn, and not yet for the database
-		stacks := make([]byte, 1<<20)
-		for _, g := range strings.Split(string(stacks[:runtime.Stack(stacks, true)]), "\n\n") {
-			if state, _, _ := strings.Cut(g, "\n"); strings.Contains(state, "[select") && strings.Contains(g, "(*Broker).authenticate") && !strings.Contains(g, "database/sql") {
-				return true
-			}
-		}
-		return false
-	})
+	awaitLogin(t)
 	ghost.c.Close() // the client has lost patience
 	s.b.logins.add(hash, []byte("right"))
 	c, _ := s.connect(o)
@@ -669,7 +676,7 @@ func TestGhostOverTLS(t *testing.T) {
 	s.b.hashing <- struct{}{}
 	ghost := dial()
 	ghost.send(connectPacket(o))
-	eventually(t, "it waits", func() bool { return s.b.Stats().Connects == 1 })
+	awaitLogin(t)
 	ghost.c.(*tls.Conn).NetConn().(*net.TCPConn).Close()
 	s.b.logins.add(hash, []byte("right"))
 	c := dial()

@@ -492,8 +492,10 @@ func TestConcurrentTakeover(t *testing.T) {
 					conns[i] = s.dial()
 					conns[i].version = o.version
 				}
+				var gone atomic.Int32
 				for i, c := range conns {
 					wg.Go(func() {
+						defer gone.Add(1)
 						_, err := c.c.Write(append(connectPacket(o), packet(typeSubscribe<<4|2, u16(1), c.noProps(), str("a"), []byte{1})...))
 						for err == nil {
 							var first byte
@@ -524,7 +526,7 @@ func TestConcurrentTakeover(t *testing.T) {
 				}
 				// All have come to an end but one, and that one has its SUBACK.
 				ended := func() bool {
-					return s.b.plane.connections.Load() == 2 && len(survivors()) == 1 && s.b.mochi.Clients.Len() == 0
+					return gone.Load() == contenders-1 && s.b.plane.connections.Load() == 2 && len(survivors()) == 1 && s.b.mochi.Clients.Len() == 0
 				}
 				eventually(t, "one connection stays", func() bool {
 					if !ended() {

@@ -21,6 +21,7 @@ func reopen(t *testing.T, dir string, change ...func(*Config)) (*DB, *Journal, m
 	t.Helper()
 	cfg := DefaultConfig()
 	cfg.Dir = dir
+	cfg.SalvageTime = time.Hour // nothing is left for later
 	for _, f := range change {
 		f(&cfg)
 	}
@@ -147,11 +148,11 @@ func TestSalvageOnDiskThatFails(t *testing.T) {
 	f, want := damaged(t)
 	for name, code := range map[string]int32{"full": sqlite3.SQLITE_FULL, "EIO": sqlite3.SQLITE_IOERR_WRITE} {
 		failed := 0
-		for at := 1; at < 200; at += 15 {
+		for at := 1; at < 200; at += 31 {
 			dir := t.TempDir()
 			f.write(t, dir)
 			cfg := DefaultConfig()
-			cfg.Dir = dir
+			cfg.Dir, cfg.SalvageTime = dir, time.Hour
 			failDisk(at, code)
 			db, err := Open(t.Context(), cfg, slog.New(slog.DiscardHandler))
 			stopRecording()

@@ -29,9 +29,9 @@ build: ## build bin/penstock for this machine
 	$(GO) build -trimpath -ldflags '-X main.version=$(VERSION)' -o bin/penstock .
 
 test: ## run all tests, with the race detector if there is a C compiler (wants mosquitto-clients, sqlite3, systemd and strace)
-	$(GO) test -tags faults -run 'FindsFaults' ./broker
+	$(GO) test -tags faults -run '^TestModel$$|FindsFaults' ./broker
 	@if [ '$(RACE)' = yes ]; then \
-		set -x; CGO_ENABLED=1 $(GO) test -race -timeout 20m ./...; \
+		set -x; PENSTOCK_MODEL_RUNS=5000 CGO_ENABLED=1 $(GO) test -race -timeout 20m ./...; \
 	else \
 		echo 'No C compiler works here: testing WITHOUT the race detector (apt-get install gcc libc6-dev).'; \
 		set -x; $(GO) test -timeout 20m ./...; \

@@ -765,7 +765,7 @@ func TestModel(t *testing.T) {
 		return
 	}
 	start, cuts := time.Now(), 0
-	n := modelRuns(50000) // of these a race detector makes minutes
+	n := modelRuns(50000)
 	for seed := range uint64(n) {
 		failure, c := runModel(seed, nil)
 		cuts += c

@@ -274,7 +274,7 @@ func TestDeletedStaysDeletedBesideDamage(t *testing.T) {
 	db, j, want := reopen(t, dir)
 	j.Close()
 	db.Close()
-	salvages, step := 0, 3
+	salvages, step := 0, 6
 	if testing.Short() { // under an emulator
 		step = 12
 	}

@@ -96,11 +96,9 @@ func New(cfg Config, db *storage.DB, log *slog.Logger, passed ...Socket) (_ *Bro
 	}()
 	b.plane = newPlane(&b.cfg, b.journal, log)
 	b.plane.space = db.Space()
-	rules, err := db.ACLRules(context.Background())
-	if err != nil {
-		return nil, fmt.Errorf("load access rules: %w", err)
+	if err := b.ReloadRights(context.Background()); err != nil {
+		return nil, err
 	}
-	b.plane.acl.Store(newACL(rules))
 	if err := b.plane.restore(); err != nil {
 		return nil, err
 	}

@@ -4,6 +4,7 @@ import (
 	"cmp"
 	"context"
 	"fmt"
+	"io"
 	"math"
 	"net"
 	"slices"
@@ -136,6 +137,22 @@ func (c *client) subscribe(qos byte, filters ...string) error {
 func (c *client) disconnect() {
 	_, _ = c.conn.Write(disconnectPacket)
 	_ = c.conn.Close()
+}
+
+// leave says goodbye and waits until the broker has closed: it knows then that
+// the client is away.
+func (c *client) leave() error {
+	defer c.conn.Close()
+	if _, err := c.conn.Write(disconnectPacket); err != nil {
+		return fmt.Errorf("disconnect: %w", err)
+	}
+	if err := c.conn.SetReadDeadline(time.Now().Add(10 * time.Second)); err != nil {
+		return fmt.Errorf("disconnect: %w", err)
+	}
+	if _, err := io.Copy(io.Discard, c.conn); err != nil {
+		return fmt.Errorf("the broker does not close after a DISCONNECT: %w", err)
+	}
+	return nil
 }
 
 // A publisher sends as fast as three bounds allow: a window of messages that

@@ -131,8 +131,11 @@ func (a acknowledging) run(ctx context.Context, t target, l load) ([]phase, erro
 		return nil, err
 	}
 	if !a.online {
-		s.c.disconnect()
+		err := s.c.leave()
 		s.c = nil
+		if err != nil {
+			return nil, err
+		}
 	}
 	if pub.c, err = join(g.ctx, t.addr, v311, readBytes, "bench-publisher-0", true); err != nil {
 		return nil, err

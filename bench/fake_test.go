@@ -80,7 +80,7 @@ func (b *fake) close() {
 }
 
 func (b *fake) serve(conn net.Conn) {
-	defer conn.Close()
+	defer conn.Close() // after it is known to be away
 	c := &client{conn: conn, in: make([]byte, readBytes), version: v311}
 	var s *fakeSession
 	id, clean := "", false

@@ -549,9 +549,11 @@ func runOffline(ctx context.Context, t target, messages uint64, inflight int) ([
 	if err != nil {
 		return nil, err
 	}
-	err = c.subscribe(w.qos, w.filters(0)...)
-	c.disconnect()
-	if err != nil {
+	if err = c.subscribe(w.qos, w.filters(0)...); err != nil {
+		c.disconnect()
+		return nil, err
+	}
+	if err := c.leave(); err != nil {
 		return nil, err
 	}
 

@@ -96,9 +96,11 @@ func New(cfg Config, db *storage.DB, log *slog.Logger, passed ...Socket) (_ *Bro
 	}()
 	b.plane = newPlane(&b.cfg, b.journal, log)
 	b.plane.space = db.Space()
-	if err := b.ReloadRights(context.Background()); err != nil {
-		return nil, err
+	rules, err := db.ACLRules(context.Background())
+	if err != nil {
+		return nil, fmt.Errorf("load access rules: %w", err)
 	}
+	b.plane.acl.Store(newACL(rules))
 	if err := b.plane.restore(); err != nil {
 		return nil, err
 	}

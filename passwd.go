@@ -118,13 +118,10 @@ func putCredential(ctx context.Context, db *storage.DB, name, password string) e
 	}
 	c := storage.Credential{Username: name, Hash: hash, Created: time.Now()}
 	err = db.PutCredential(ctx, c, true)
-	if !errors.Is(err, storage.ErrConflict) {
-		return err
+	if errors.Is(err, storage.ErrConflict) {
+		err = db.PutCredential(ctx, c, false)
 	}
-	if c, err = db.Credential(ctx, name); err != nil {
-		return err
-	}
-	return db.SetCredentialHash(ctx, name, c.Hash, hash)
+	return err
 }
 
 // readPassword asks twice on a terminal, without showing what is typed, and

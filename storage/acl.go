@@ -9,14 +9,13 @@ type ACLRule struct {
 	// Position is the rule's place in the list, from 1: the first rule that
 	// matches decides.
 	Position int
-	// Username, Group, ClientID and Address limit the rule to some clients;
-	// empty is any. Group is one that the client's device is in. Address is a
-	// CIDR prefix.
-	Username, Group, ClientID, Address string
+	// Username, ClientID and Address limit the rule to some clients; empty
+	// is any. Address is a CIDR prefix.
+	Username, ClientID, Address string
 	// Action is "publish", "subscribe", "receive" or "any".
 	Action string
-	// Filter is a topic filter in which %u stands for the client's user name,
-	// %c for its client id and %i for the name in its certificate.
+	// Filter is a topic filter in which %u stands for the client's user name
+	// and %c for its client id.
 	Filter string
 	Allow  bool
 }
@@ -24,7 +23,7 @@ type ACLRule struct {
 // ACLRules returns all rules by position.
 func (db *DB) ACLRules(ctx context.Context) ([]ACLRule, error) {
 	rows, err := db.read.QueryContext(ctx, `
-		SELECT position, username, group_name, client_id, address, action, filter, allow FROM acl_rule ORDER BY position`)
+		SELECT position, username, client_id, address, action, filter, allow FROM acl_rule ORDER BY position`)
 	if err != nil {
 		return nil, wrap(err, "list acl rules")
 	}
@@ -32,7 +31,7 @@ func (db *DB) ACLRules(ctx context.Context) ([]ACLRule, error) {
 	var list []ACLRule
 	for rows.Next() {
 		var r ACLRule
-		if err := rows.Scan(&r.Position, &r.Username, &r.Group, &r.ClientID, &r.Address, &r.Action, &r.Filter, &r.Allow); err != nil {
+		if err := rows.Scan(&r.Position, &r.Username, &r.ClientID, &r.Address, &r.Action, &r.Filter, &r.Allow); err != nil {
 			return nil, wrap(err, "list acl rules")
 		}
 		list = append(list, r)
@@ -55,9 +54,9 @@ func (db *DB) ReplaceACLRules(ctx context.Context, rules []ACLRule) error {
 	}
 	for i, r := range rules {
 		_, err := tx.ExecContext(ctx, `
-			INSERT INTO acl_rule (position, username, group_name, client_id, address, action, filter, allow)
-			VALUES (?, ?, ?, ?, ?, ?, ?, ?)`,
-			i+1, r.Username, r.Group, r.ClientID, r.Address, r.Action, r.Filter, r.Allow)
+			INSERT INTO acl_rule (position, username, client_id, address, action, filter, allow)
+			VALUES (?, ?, ?, ?, ?, ?, ?)`,
+			i+1, r.Username, r.ClientID, r.Address, r.Action, r.Filter, r.Allow)
 		if err != nil {
 			return wrap(err, doing)
 		}

@@ -58,10 +58,7 @@ func pagesImage(t testing.TB, size int) (f imageFiles, rows map[string][][]any) 
 		exec(`INSERT INTO subscription VALUES (?,?,?,?)`, i+1, "f/"+strings.Repeat("y", i*40), 1, 300)
 		exec(`INSERT INTO inbound VALUES (?,?)`, i+1, 65535-i)
 		exec(`INSERT INTO operator VALUES (?,?,?,?)`, fmt.Sprint("o", i), "admin", "hash", 1)
-		exec(`INSERT INTO credential VALUES (?,'h',1,1)`, fmt.Sprint("d", i))
-		exec(`INSERT INTO device_group VALUES (?,?)`, fmt.Sprint("d", i), strings.Repeat("g", i+1))
-		exec(`INSERT INTO certificate VALUES (?,1,1,?,?)`, fmt.Sprint("c", i), bytes.Repeat([]byte{'c'}, 1+i*100), []byte("key"))
-		exec(`INSERT INTO acl_rule VALUES (?,?,?,?,?,?,?,'g')`, i+1, "u", "", "", "any", strings.Repeat("z", i*size/6), 1)
+		exec(`INSERT INTO acl_rule VALUES (?,?,?,?,?,?,?)`, i+1, "u", "", "", "any", strings.Repeat("z", i*size/6), 1)
 	}
 	exec(`UPDATE acl_rule SET username = 'new'`) // one transaction of many pages, the last one
 	rows = rowsOf(t, pool)

@@ -49,17 +49,12 @@ func salvagedTables() []salvagedTable {
 		{"operator", 1, false, []column{{"name", columnText}, {"role", columnText}, {"hash", columnText}, {"created", columnInt}}, 0, 0, func(r []any) bool {
 			return r[0] != "" && slices.Contains([]any{"admin", "editor", "viewer"}, r[1])
 		}},
-		{"token", 1, false, []column{{"hash", columnBlob}, {"operator", columnText}, {"expires", columnInt}, {"last_used", columnInt},
-			{"created", columnInt}, {"ends", columnInt}, {"address", columnText}}, 3, 6, func(r []any) bool {
+		{"token", 1, false, []column{{"hash", columnBlob}, {"operator", columnText}, {"expires", columnInt}, {"last_used", columnInt}}, 0, 0, func(r []any) bool {
 			return len(r[0].([]byte)) == 32
 		}},
-		{"credential", 1, false, []column{{"username", columnText}, {"hash", columnText}, {"created", columnInt}, {"disabled", columnInt}}, 1, 6, nil},
-		{"device_group", 6, false, []column{{"username", columnText}, {"name", columnText}}, 0, 0, func(r []any) bool { return r[1] != "" }},
-		{"certificate", 6, false, []column{{"name", columnText}, {"own", columnInt}, {"made", columnInt}, {"chain", columnBlob}, {"key", columnBlob}}, 0, 0, func(r []any) bool {
-			return r[0] != "" && within(r[1], 1)
-		}},
+		{"credential", 1, false, []column{{"username", columnText}, {"hash", columnText}, {"created", columnInt}}, 0, 0, nil},
 		{"acl_rule", 1, true, []column{{"position", columnInt}, {"username", columnText}, {"client_id", columnText}, {"address", columnText},
-			{"action", columnText}, {"filter", columnText}, {"allow", columnInt}, {"group_name", columnText}}, 1, 6, func(r []any) bool {
+			{"action", columnText}, {"filter", columnText}, {"allow", columnInt}}, 0, 0, func(r []any) bool {
 			return slices.Contains([]any{"publish", "subscribe", "receive", "any"}, r[4]) && within(r[6], 1)
 		}},
 		{"session", 2, true, []column{{"id", columnInt}, {"client_id", columnText}, {"expiry_s", columnInt}, {"protocol", columnInt},
@@ -107,12 +102,8 @@ func (t *salvagedTable) row(c cell, values []any, exact bool) ([]any, bool) {
 	if len(values) < len(t.columns)-t.added || exact && len(values) > len(t.columns) {
 		return nil, false
 	}
-	for len(values) < len(t.columns) { // what the migration says for them
-		if t.columns[len(values)].kind == columnText {
-			values = append(values, "")
-		} else {
-			values = append(values, int64(0))
-		}
+	for len(values) < len(t.columns) {
+		values = append(values, int64(0))
 	}
 	values = values[:len(t.columns)]
 	if t.rowid {

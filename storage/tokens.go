@@ -12,68 +12,29 @@ type Token struct {
 	Hash []byte
 	// Operator is the name of an existing operator.
 	Operator string
-	// Times are kept to the millisecond. Expires is pushed out while the token
-	// is used; Ends is when it ends all the same, the zero time never.
-	Expires, LastUsed, Created, Ends time.Time
-	// Address is where it was given to, host:port.
-	Address string
+	// Expires and LastUsed are kept to the millisecond.
+	Expires, LastUsed time.Time
 }
 
 // PutToken adds t. It returns ErrConflict if its hash exists or its operator
 // does not.
 func (db *DB) PutToken(ctx context.Context, t Token) error {
-	_, err := db.write.ExecContext(ctx, `
-		INSERT INTO token (hash, operator, expires, last_used, created, ends, address) VALUES (?, ?, ?, ?, ?, ?, ?)`,
-		blob(t.Hash), t.Operator, millis(t.Expires), millis(t.LastUsed), millis(t.Created), millisOrNever(t.Ends), t.Address)
+	_, err := db.write.ExecContext(ctx, `INSERT INTO token (hash, operator, expires, last_used) VALUES (?, ?, ?, ?)`,
+		blob(t.Hash), t.Operator, millis(t.Expires), millis(t.LastUsed))
 	return wrap(err, "put token")
 }
 
 // Token returns the token with that hash, expired or not, or ErrNotFound.
 func (db *DB) Token(ctx context.Context, hash []byte) (Token, error) {
-	t, err := scanToken(db.read.QueryRowContext(ctx, selectTokens+` WHERE hash = ?`, blob(hash)).Scan)
+	t := Token{Hash: hash}
+	var expires, lastUsed int64
+	err := db.read.QueryRowContext(ctx, `SELECT operator, expires, last_used FROM token WHERE hash = ?`, blob(hash)).
+		Scan(&t.Operator, &expires, &lastUsed)
 	if err != nil {
 		return Token{}, wrap(err, "read token")
 	}
+	t.Expires, t.LastUsed = fromMillis(expires), fromMillis(lastUsed)
 	return t, nil
-}
-
-// Tokens returns all tokens, also those that have expired, by operator, and of
-// each the newest first.
-func (db *DB) Tokens(ctx context.Context) ([]Token, error) {
-	rows, err := db.read.QueryContext(ctx, selectTokens+` ORDER BY operator, created DESC, hash`)
-	if err != nil {
-		return nil, wrap(err, "list tokens")
-	}
-	defer rows.Close()
-	var list []Token
-	for rows.Next() {
-		t, err := scanToken(rows.Scan)
-		if err != nil {
-			return nil, wrap(err, "list tokens")
-		}
-		list = append(list, t)
-	}
-	return list, wrap(rows.Err(), "list tokens")
-}
-
-const selectTokens = `SELECT hash, operator, expires, last_used, created, ends, address FROM token`
-
-func scanToken(scan func(...any) error) (t Token, err error) {
-	var expires, lastUsed, created, ends int64
-	err = scan(&t.Hash, &t.Operator, &expires, &lastUsed, &created, &ends, &t.Address)
-	t.Expires, t.LastUsed, t.Created = fromMillis(expires), fromMillis(lastUsed), fromMillis(created)
-	if ends != 0 {
-		t.Ends = fromMillis(ends)
-	}
-	return t, err
-}
-
-// millisOrNever is millis, and 0 for the zero time.
-func millisOrNever(t time.Time) int64 {
-	if t.IsZero() {
-		return 0
-	}
-	return millis(t)
 }
 
 // TouchToken notes that the token was used and when it now expires. It returns
@@ -93,7 +54,7 @@ func (db *DB) DeleteToken(ctx context.Context, hash []byte) error {
 // DeleteExpiredTokens ends every token whose time was up at now, and returns how
 // many there were.
 func (db *DB) DeleteExpiredTokens(ctx context.Context, now time.Time) (int, error) {
-	res, err := db.write.ExecContext(ctx, `DELETE FROM token WHERE expires <= ?1 OR ends <> 0 AND ends <= ?1`, millis(now))
+	res, err := db.write.ExecContext(ctx, `DELETE FROM token WHERE expires <= ?`, millis(now))
 	if err != nil {
 		return 0, wrap(err, "delete expired tokens")
 	}

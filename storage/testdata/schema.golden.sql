@@ -6,15 +6,7 @@ CREATE TABLE acl_rule (
     action    TEXT    NOT NULL CHECK (action IN ('publish', 'subscribe', 'receive', 'any')),
     filter    TEXT    NOT NULL, -- a topic filter; %u is the user name, %c the client id
     allow     INTEGER NOT NULL CHECK (allow IN (0, 1))
-, group_name TEXT NOT NULL DEFAULT '') STRICT;
-
-CREATE TABLE certificate (
-    name  TEXT    NOT NULL PRIMARY KEY CHECK (name <> ''),
-    own   INTEGER NOT NULL CHECK (own IN (0, 1)), -- 1: made here, and made anew when it is time
-    made  INTEGER NOT NULL,
-    chain BLOB    NOT NULL, -- PEM: the certificate, and behind it those that lead to a known one
-    key   BLOB    NOT NULL  -- PEM
-) STRICT, WITHOUT ROWID;
+) STRICT;
 
 CREATE TABLE clock (                      -- one row: what the clocks said when it was written
   id            INTEGER PRIMARY KEY CHECK (id = 1),
@@ -32,12 +24,6 @@ CREATE TABLE credential (
     username TEXT    NOT NULL PRIMARY KEY,
     hash     TEXT    NOT NULL,
     created  INTEGER NOT NULL
-, disabled INTEGER NOT NULL DEFAULT 0) STRICT, WITHOUT ROWID;
-
-CREATE TABLE device_group (
-    username TEXT NOT NULL REFERENCES credential (username) ON DELETE CASCADE ON UPDATE CASCADE,
-    name     TEXT NOT NULL CHECK (name <> ''),
-    PRIMARY KEY (username, name)
 ) STRICT, WITHOUT ROWID;
 
 CREATE TABLE flash (
@@ -129,7 +115,7 @@ CREATE TABLE token (
     operator  TEXT    NOT NULL REFERENCES operator (name) ON DELETE CASCADE ON UPDATE CASCADE,
     expires   INTEGER NOT NULL, -- pushed out while the token is used, some minutes at a time
     last_used INTEGER NOT NULL
-, created INTEGER NOT NULL DEFAULT 0, ends INTEGER NOT NULL DEFAULT 0, address TEXT NOT NULL DEFAULT '') STRICT, WITHOUT ROWID;
+) STRICT, WITHOUT ROWID;
 
 CREATE INDEX token_expires ON token (expires);
 

@@ -30,6 +30,7 @@ build: ## build bin/penstock for this machine
 
 test: ## run all tests, with the race detector if there is a C compiler (wants mosquitto-clients, sqlite3, systemd and strace)
 	$(GO) test -tags faults -run '^TestModel$$|FindsFaults' ./broker
+	$(GO) test -run '^TestSalvage$$|SalvageOnDiskThatFails|BesideDamage' ./storage
 	@if [ '$(RACE)' = yes ]; then \
 		set -x; PENSTOCK_MODEL_RUNS=5000 CGO_ENABLED=1 $(GO) test -race -timeout 20m ./...; \
 	else \

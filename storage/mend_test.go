@@ -146,9 +146,13 @@ func TestSalvageIsCutShort(t *testing.T) {
 // where it was, and the next start salvages it.
 func TestSalvageOnDiskThatFails(t *testing.T) {
 	f, want := damaged(t)
+	step := 15
+	if raceDetector {
+		step *= 2
+	}
 	for name, code := range map[string]int32{"full": sqlite3.SQLITE_FULL, "EIO": sqlite3.SQLITE_IOERR_WRITE} {
 		failed := 0
-		for at := 1; at < 200; at += 31 {
+		for at := 1; at < 200; at += step {
 			dir := t.TempDir()
 			f.write(t, dir)
 			cfg := DefaultConfig()
@@ -274,7 +278,10 @@ func TestDeletedStaysDeletedBesideDamage(t *testing.T) {
 	db, j, want := reopen(t, dir)
 	j.Close()
 	db.Close()
-	salvages, step := 0, 6
+	salvages, step := 0, 3
+	if raceDetector {
+		step *= 2
+	}
 	if testing.Short() { // under an emulator
 		step = 12
 	}
